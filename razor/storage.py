@@ -1,0 +1,111 @@
+"""Where Razor keeps what it made once, and how it writes without ever leaving half a file.
+
+Converted models, benchmark rows and teacher-made text live in one cache folder (`$RAZOR_CACHE`, else
+`~/.cache/razor`). Everything is written to a temporary sibling and moved into place in one step, so a
+kill or a full disk leaves either the old file or the new one, never a mixture.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from razor.errors import RazorError
+
+
+def cache_dir() -> Path:
+    """The cache folder, made if missing."""
+    folder = Path(os.environ.get("RAZOR_CACHE") or Path.home() / ".cache" / "razor").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` (file or folder, not yet existing); move it there on success.
+
+    Raises:
+        RazorError: the disk is full (the temporary is removed, an older `path` stays as it was).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    try:
+        yield temporary
+        if path.is_dir() and temporary.is_dir():
+            path.rename(temporary.parent / "replaced")  # a folder cannot be replaced in one call
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise disk_full(path) from error
+        raise
+    finally:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def disk_full(path: Path) -> RazorError:
+    """The error for a write that found no space left."""
+    return RazorError(f"No space left on the disk while writing '{path}': free some, then resume or rerun.")
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Raise RazorError if the disk of `folder` has fewer than `needed` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RazorError(
+            f"'{folder}' has {free / 1e9:.1f} GB free, {purpose} needs about {needed / 1e9:.1f} GB: "
+            "free some space or choose another folder with hydra.run.dir=... ."
+        )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fetch_wheel(requirement: str, into: Path) -> Path:
+    """Download the wheel of `requirement` ("name==version") into a folder, without installing it.
+
+    Raises:
+        RazorError: pip could not get it; the text holds the command to try by hand.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    name = requirement.partition("==")[0].replace("-", "_")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(into),
+        requirement,
+    ]
+    if not list(into.glob(f"{name}-*.whl")):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RazorError(
+                f"The package '{requirement}' could not be downloaded ({reason}). Reach a package index, "
+                f"or put the wheel into '{into}' (pip download --no-deps {requirement})."
+            )
+    return next(iter(into.glob(f"{name}-*.whl")))
