@@ -1,0 +1,57 @@
+"""Random weights in a stated architecture: for tests, and for size, speed and memory of a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from razor.errors import RazorError
+from razor.models.byte_tokenizer import byte_tokenizer
+from razor.models.source import ModelSource
+from razor.storage import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RandomModel(ModelSource):
+    """A seeded random model with a byte-level tokenizer.
+
+    Args:
+        name: for tables and file names.
+        architecture: see `ModelSource`; its vocabulary must hold the byte tokenizer's.
+        seed: of the weights.
+        chat: give the tokenizer a chat template.
+    """
+
+    def __init__(self, name: str, architecture: Mapping[str, Any], seed: int = 0, chat: bool = True) -> None:
+        super().__init__(name, architecture)
+        self.seed, self.chat = seed, chat
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:  # noqa: D102 - see ModelSource
+        tokenizer = byte_tokenizer(chat=self.chat)
+        vocabulary = self.config().vocab_size
+        if vocabulary < len(tokenizer):
+            raise RazorError(
+                f"Model '{self.name}' has {vocabulary} tokens; the byte tokenizer needs {len(tokenizer)} "
+                "(model.architecture.vocab_size=...)."
+            )
+        return tokenizer
+
+    def fingerprint(self) -> str:
+        """Hash of architecture and seed."""
+        return digest([self.architecture, self.seed, self.chat, "random"])
+
+    def load(self, dtype: torch.dtype) -> PreTrainedModel:  # noqa: D102
+        from transformers import AutoModelForCausalLM
+
+        tokenizer = self.tokenizer()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            # not .to(dtype): that would round the rotary frequencies too
+            model = AutoModelForCausalLM.from_config(self.config(), dtype=dtype).eval()
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        return model

@@ -1,0 +1,75 @@
+"""Run a model and record what the losses asked for.
+
+Hidden states are caught by hooks on just the layers wanted, and the head is not run at all: the losses make
+logits themselves, in chunks (see `razor.distill.chunked`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from razor.distill import Batch, Trace
+from razor.errors import RazorError
+from razor.quant import QuantLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def record(model: PreTrainedModel, batch: Batch, layers: Iterable[int] = ()) -> Trace:
+    """One pass over a batch of packed documents.
+
+    Args:
+        model: a causal language model of Transformers; gradients follow the caller's mode.
+        batch: see `Batch`; documents are kept apart by their position ids.
+        layers: indices of the hidden states to keep, as Transformers lists them.
+    """
+    decoder, wanted = decoder_of(model), set(layers)
+    states: dict[int, Tensor] = {}
+    blocks = layers_of(model)
+    handles = [
+        blocks[index - 1].register_forward_hook(_keep(states, index))
+        for index in wanted
+        if 0 < index < len(blocks)
+    ]
+    if 0 in wanted:
+        handles.append(decoder.get_input_embeddings().register_forward_hook(_keep(states, 0)))
+    try:
+        hidden = decoder(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(blocks) in wanted:
+        states[len(blocks)] = hidden
+    head = model.get_output_embeddings()
+    if isinstance(head, QuantLinear):
+        weight = head.quantized_weight(hidden.dtype)
+        return Trace(head.quantized_input(hidden), weight, head.bias, states)
+    return Trace(hidden, head.weight, head.bias, states)
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The model below its output head."""
+    return model.get_decoder()
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers, in order."""
+    layers = getattr(decoder_of(model), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise RazorError(
+            f"{type(model).__name__} keeps its layers where Razor does not look (decoder.layers)."
+        )
+    return layers
+
+
+def _keep(states: dict[int, Tensor], index: int) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        states[index] = output[0] if isinstance(output, tuple) else output
+
+    return hook
