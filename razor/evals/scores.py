@@ -1,0 +1,75 @@
+"""What a benchmark run leaves: one number per task, and their mean.
+
+The main metric of a multiple-choice task is lm-eval's `acc_norm` (log-likelihood per byte of the
+answer, so that long answers are not at a disadvantage) where it gives one, else `acc`. All values
+are percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from razor.errors import RazorError
+
+MAIN_METRICS = ("acc_norm", "acc", "exact_match")
+
+
+@dataclass
+class Score:
+    """One task's main metric.
+
+    Attributes:
+        task, metric: lm-eval's names.
+        value: percent.
+        stderr: standard error of `value` in percent points; None for a single row.
+        rows: number of rows scored.
+    """
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    rows: int
+
+
+@dataclass
+class Scores:
+    """The scores of one model."""
+
+    tasks: list[Score] = field(default_factory=list)
+
+    @property
+    def average(self) -> float | None:
+        """Plain mean of the tasks' values in percent; None without tasks."""
+        return sum(task.value for task in self.tasks) / len(self.tasks) if self.tasks else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form: {"tasks": [{task, metric, value, stderr, rows}], "average"}."""
+        return {"tasks": [asdict(task) for task in self.tasks], "average": self.average}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Scores:
+        """Inverse of `to_dict`."""
+        return cls([Score(**task) for task in data["tasks"]])
+
+
+def main_score(task: str, results: Mapping[str, Any]) -> Score:
+    """The main metric of a task in lm-eval's results, whose keys read "metric,filter".
+
+    Raises:
+        RazorError: the task reports none of MAIN_METRICS.
+    """
+    found = results[task]
+    for metric in MAIN_METRICS:
+        for key, value in found.items():
+            name, _, chosen = key.partition(",")
+            if name == metric:
+                error = found.get(f"{metric}_stderr,{chosen}")
+                stderr = 100 * float(error) if isinstance(error, (int, float)) else None
+                return Score(task, metric, 100 * float(value), stderr, int(found["sample_len"]))
+    raise RazorError(
+        f"Task '{task}' reports none of {', '.join(MAIN_METRICS)} (but {', '.join(found)}): "
+        "leave it out of evals.tasks, or name its sub-tasks."
+    )
