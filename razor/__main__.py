@@ -1,0 +1,7 @@
+"""`python -m razor`."""
+
+import sys
+
+from razor.cli import main
+
+sys.exit(main())

@@ -1,0 +1,140 @@
+"""The small model: a folder whose weights really take the bits that were promised.
+
+    model.safetensors   packed codes and fp16 scales, 16-bit norms; tensor names are those of the coded model
+    razor.json          format version, plan, architecture, compute dtype, checksums
+    tokenizer files     as Transformers writes them
+    generation_config.json
+
+No pickle, no code. Loading rebuilds the architecture from `razor.json`, swaps in layers that compute on the
+packed tensors (see `razor.quant.coded`), and gives the logits of the trained student bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from razor.errors import RazorError
+from razor.models import config_from, quantize_kv
+from razor.quant import Plan, packed_state, swap_in_coded
+from razor.storage import atomic_write, file_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VERSION = 1
+WEIGHTS, CARD = "model.safetensors", "razor.json"
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)
+}
+
+
+def save_packed(
+    student: PreTrainedModel,
+    plan: Plan,
+    tokenizer: PreTrainedTokenizerBase,
+    compute_dtype: torch.dtype,
+    folder: Path,
+) -> None:
+    """Pack a trained student into a folder, all or nothing.
+
+    Raises:
+        RazorError: the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_write(folder) as temporary:
+        temporary.mkdir()
+        save_file(packed_state(student, plan), temporary / WEIGHTS, metadata={"format": f"razor-{VERSION}"})
+        tokenizer.save_pretrained(temporary)
+        student.generation_config.save_pretrained(temporary)
+        architecture = student.config.to_diff_dict() | {"model_type": student.config.model_type}
+        card = {
+            "version": VERSION,
+            "compute_dtype": str(compute_dtype).removeprefix("torch."),
+            "architecture": {k: v for k, v in architecture.items() if not k.startswith("_")},
+            "plan": plan.to_dict(),
+            "sha256": {WEIGHTS: file_digest(temporary / WEIGHTS)},
+        }
+        (temporary / CARD).write_text(json.dumps(card, indent=1))
+
+
+def load_packed(folder: Path, keep_decoded: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a packed folder on the CPU, ready to generate.
+
+    Args:
+        folder: made by `save_packed`.
+        keep_decoded: keep decoded 16-bit weights in memory (fast); False decodes at each use (small).
+
+    Raises:
+        RazorError: no packed folder, made by a newer version, or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, GenerationConfig
+
+    card = _read_card(folder)
+    plan, compute_dtype = Plan.from_dict(card["plan"]), DTYPES[card["compute_dtype"]]
+    try:
+        if file_digest(folder / WEIGHTS) != card["sha256"][WEIGHTS]:
+            raise RazorError(f"'{folder / WEIGHTS}' is damaged: its checksum is not the one in {CARD}.")
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RazorError(f"'{folder / WEIGHTS}' cannot be read ({type(error).__name__}: {error}).") from error
+    model = _empty(config_from(folder.name, card["architecture"]))
+    swap_in_coded(model, plan, compute_dtype, keep_decoded)
+    _fill(model, state, compute_dtype, folder)
+    if plan.kv_cache is not None:
+        quantize_kv(model, plan.kv_cache)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+
+
+def packed_bytes(folder: Path) -> int:
+    """Bytes of the weights file."""
+    return (folder / WEIGHTS).stat().st_size
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((folder / CARD).read_text())
+        if card["version"] > VERSION:
+            raise RazorError(
+                f"'{folder}' was packed in format {card['version']}; this Razor reads up to {VERSION}."
+            )
+        return dict(card)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, RazorError):
+            raise
+        raise RazorError(f"'{folder}' is no packed model: {CARD} is missing or damaged.") from error
+
+
+def _empty(config: Any) -> PreTrainedModel:
+    """The architecture with its buffers (rotary frequencies) but without initialised weights."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.tie_weights()
+    return model
+
+
+def _fill(model: PreTrainedModel, state: dict[str, Any], dtype: torch.dtype, folder: Path) -> None:
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shared = {name for name in expected if name not in state}
+    model.load_state_dict(state, assign=True, strict=False)
+    filled = {id(buffer) for name, buffer in model.named_buffers(remove_duplicate=False) if name in state}
+    left = [n for n, b in model.named_buffers(remove_duplicate=False) if n in shared and id(b) not in filled]
+    left += [n for n, _ in model.named_parameters() if n not in state]
+    unknown = sorted(set(state) - set(expected))
+    wrong = sorted(n for n in set(state) & set(expected) if tuple(state[n].shape) != tuple(expected[n]))
+    if left or unknown or wrong:
+        first = (left + unknown + wrong)[0]
+        raise RazorError(f"'{folder}' does not hold the model its {CARD} describes: see tensor '{first}'.")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,130 @@
+"""The end of a run: pack the student, prove the packed model, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from razor.data.corpus import Corpus
+from razor.data.steps import StepBatches
+from razor.errors import RazorError
+from razor.evals.figures import draw_losses, draw_score_vs_ratio
+from razor.evals.report import Report, Row
+from razor.export.packed import load_packed, packed_bytes, save_packed
+from razor.train.evaluation import Evaluation
+from razor.train.facts import environment
+from razor.train.loggers import LOGS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from razor.train.job import Job, Prepared, Training
+
+
+def finish(
+    job: Job,
+    prepared: Prepared,
+    corpus: Corpus,
+    batches: StepBatches,
+    student: PreTrainedModel,
+    evaluation: Evaluation,
+    training: Training,
+    seconds: float,
+) -> Report:
+    """Pack, check and report; prints the table and what was made."""
+    packed = job.folder / "packed"
+    student = student.cpu().eval()
+    save_packed(student, prepared.plan, evaluation.tokenizer, job.settings.dtype, packed)
+    check_packed(student, packed, evaluation)
+    report = Report(
+        title=f"{job.model.name}, {job.recipe.name} ({job.recipe.w_a_kv})",
+        rows=_rows(job, prepared, evaluation, packed),
+        facts=_facts(job, corpus, batches, training, seconds),
+        notes=_notes(job, evaluation, training),
+    )
+    if draw_losses(job.folder / LOGS / "metrics.csv", job.folder / "losses.png"):
+        report.figures.append("losses")
+    draw_score_vs_ratio(report.rows, job.folder / "score_vs_ratio.png")
+    report.figures.append("score_vs_ratio")
+    report.save(job.folder)
+    print(f"\n{report.table()}\n")
+    for note in report.notes:
+        print(f"- {note}")
+    print(f"\nreport   {job.folder / 'report.md'} (every number: report.json)")
+    print(
+        f"model    {packed} ({packed_bytes(packed) / 1e6:.1f} MB of weights; checked: same logits as the student)"
+    )
+    print(f"talk     razor chat run={job.folder}", flush=True)
+    return report
+
+
+def check_packed(student: PreTrainedModel, folder: Path, evaluation: Evaluation) -> None:
+    """Reload a packed model and compare logits with the student's, bit for bit, on held-out text.
+
+    Raises:
+        RazorError: they differ.
+    """
+    reloaded, _ = load_packed(folder)
+    batch = evaluation.held_out[0].to("cpu")
+    with torch.no_grad():
+        expected, found = (
+            model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+            for model in (student, reloaded)
+        )
+    if not torch.equal(expected, found):
+        gap = float((expected.float() - found.float()).abs().max())
+        raise RazorError(
+            f"The packed model in '{folder}' differs from the student (logits by up to {gap:.3g})."
+        )
+
+
+def _rows(job: Job, prepared: Prepared, evaluation: Evaluation, packed: Path) -> list[Row]:
+    total = prepared.size.total
+    full = 2 * total.parameters
+    small = packed_bytes(packed)
+    sizes: dict[str, tuple[str, float, int]] = {
+        "teacher": ("W16-A16-KV16", 1.0, full),
+        "before": (job.recipe.w_a_kv, total.ratio_paper, small),
+        "after": (job.recipe.w_a_kv, total.ratio_paper, small),
+    }
+    rows = []
+    for name, (w_a_kv, ratio, size) in sizes.items():
+        scores, held_out = evaluation.found(name)
+        rows.append(Row(name, w_a_kv, scores, held_out, ratio, full / size, size))
+    return rows
+
+
+def _notes(job: Job, evaluation: Evaluation, training: Training) -> list[str]:
+    limit = job.benchmark.limit
+    notes = [
+        "teacher: the 16-bit model; before: the student by plain rounding; after: the student distilled.",
+        "KL(teacher || student) in nats per response token and perplexity on held-out text "
+        f"({evaluation.found('after')[1].tokens} tokens); scores in percent with their standard error"
+        + (f", first {limit} rows of each task." if limit and job.benchmark.tasks else "."),
+        "ratio: paper's accounting (a trit is 1.58 bits); on disk: bytes of the packed weights file.",
+    ]
+    if job.model_note:
+        notes.append(
+            f"{job.model_note}: recovery is measured against that, not against the original weights."
+        )
+    return notes
+
+
+def _facts(
+    job: Job, corpus: Corpus, batches: StepBatches, training: Training, seconds: float
+) -> dict[str, Any]:
+    done = training.tokens / max(training.seconds, 1e-9)
+    return {
+        "model": job.model.name,
+        "model_fingerprint": job.model.fingerprint(),
+        "seed": job.seed,
+        "steps": training.steps,
+        "train_tokens_distinct": corpus.train.tokens,
+        "train_epochs": batches.epochs,
+        "tokens_per_second": done,
+        "seconds_training": training.seconds,
+        "seconds_total": seconds,
+        "config": job.config,
+    } | environment(job.settings.device)

@@ -1,0 +1,65 @@
+"""What a person sees while a student trains: one bar with losses, tokens per second and time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from tqdm import tqdm
+
+from razor.distill import Batch
+
+
+class Progress(L.Callback):
+    """A bar over the optimizer steps; in a log file, a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+        self.tokens, self.seconds = 0, 0.0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar where the run stands."""
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            desc="distilling",
+            unit="step",
+            mininterval=0.1 if terminal else 10,
+            ncols=None if terminal else 120,
+        )
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Advance by the optimizer steps made."""
+        assert self.bar is not None
+        self.tokens += int((batch.documents >= 0).sum())
+        self.seconds = time.perf_counter() - self._started
+        values = {
+            name.removeprefix("loss/"): f"{float(value):.3f}"
+            for name, value in trainer.logged_metrics.items()
+            if name.startswith("loss/")
+        }
+        pl_module.log("tokens_per_second", self.tokens / self.seconds, batch_size=1)
+        self.bar.set_postfix(values | {"tok/s": f"{self.tokens / self.seconds:.0f}"}, refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
