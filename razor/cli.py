@@ -105,7 +105,8 @@ def model_source(config: DictConfig) -> Any:
 
 def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     """The main job: compose -> distill -> evaluate -> pack -> report, all in `folder`."""
-    from razor.train.job import Job, run_job
+    from razor.train.job import Job
+    from razor.train.run import run_job
 
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -129,7 +130,11 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     if not resume:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    return run_job(job)
+    try:
+        return run_job(job)
+    except KeyboardInterrupt:
+        print(f"Stopped. Continue with:\n  python train.py run={folder} ckpt=last", flush=True)
+        raise
 
 
 def resume(argv: Sequence[str]) -> int:
@@ -161,6 +166,8 @@ def hydra_train() -> int:
         # guarded here too: one bad job of a sweep does not stop the others
         folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
         codes.append(guarded(lambda: train(config, folder), sys.argv))
+        if codes[-1] == INTERRUPTED:
+            sys.exit(INTERRUPTED)  # Ctrl-C ends a sweep as well
 
     hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
     return max(codes, default=0)

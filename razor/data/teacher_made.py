@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from razor.data.document import Document
 from razor.data.sampling import Sampling, Text, write
@@ -31,6 +30,7 @@ from razor.data.sources.base import Teacher, TextSource
 from razor.data.turns import Turns, turns_of
 from razor.errors import RazorError
 from razor.storage import atomic_write, cache_dir, digest
+from razor.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class TeacherMade(TextSource):
         documents: list[Document] = []
         seen: set[bytes] = set()
         total = fruitless = 0
-        with tqdm(desc="Teacher writes", total=self.tokens, unit="tok", disable=None) as bar:
+        with progress_bar("teacher writes", self.tokens, "tok") as bar:
             for shard, generated in self._shards(folder, tokenizer, teacher, turns, bar):
                 before = total
                 for document, count in zip(shard, generated, strict=True):

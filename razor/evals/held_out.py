@@ -52,7 +52,9 @@ def score_held_out(student: PreTrainedModel, teacher: PreTrainedModel, batches: 
     student.eval()
     for batch in (b.to(device) for b in batches):
         labels = batch.labels[batch.valid]
-        expected = teacher_logits(record(teacher, batch), batch.valid)
+        taught = record(teacher, batch)
+        learned = taught if student is teacher else record(student, batch)
+        expected = teacher_logits(taught, batch.valid)
 
         def formula(
             logp: torch.Tensor, of: torch.Tensor | None, part: slice, labels: torch.Tensor = labels
@@ -62,9 +64,7 @@ def score_held_out(student: PreTrainedModel, teacher: PreTrainedModel, batches: 
             return torch.stack([*(x.per_token(logp, of, labels[part], {}) for x in losses), same])
 
         ones = torch.ones(3, device=device)
-        _, values = chunked_loss(
-            record(student, batch), expected, batch.valid, formula, ones, ones.new_ones(len(labels))
-        )
+        _, values = chunked_loss(learned, expected, batch.valid, formula, ones, ones.new_ones(len(labels)))
         sums += values.double().sum(-1).cpu()
         tokens += len(labels)
     student.train(training)

@@ -17,9 +17,9 @@ from typing import Any, TextIO
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from razor.evals.packing import Packed, batches, pack, share_contexts
+from razor.terminal import progress_bar
 
 Answer = tuple[float, bool]
 """(log-likelihood in nats, whether greedy decoding would give it)."""
@@ -133,12 +133,8 @@ class SharedContextLM(HFLM):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         answers: list[Answer] = [(0.0, False)] * len(requests)
         hidden = self.console is None
-        with tqdm(
-            total=len(requests),
-            desc=self.description,
-            unit="req",
-            file=self.console,
-            disable=hidden,
+        with progress_bar(
+            self.description, len(requests), "answer", stream=self.console, hidden=hidden
         ) as bar:
             for rows in batches(share_contexts(requests, self.max_length), int(self.batch_size)):
                 packed = pack(rows, self._model.device)

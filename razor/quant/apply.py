@@ -32,12 +32,13 @@ def quantize_modules(model: nn.Module, plan: Plan, compute_dtype: torch.dtype) -
             computes something of its own that a swap would lose.
     """
     plan.check(model)
+    for name in plan.modules:
+        if type(module := model.get_submodule(name)) not in SWAPPABLE:
+            raise RazorError(f"'{name}' is a {type(module).__name__}, whose own forward would be lost.")
     model.float()
     quantizers: dict[int, FakeQuantizer] = {}
     for name, place in plan.modules.items():
         module = model.get_submodule(name)
-        if type(module) not in SWAPPABLE:
-            raise RazorError(f"'{name}' is a {type(module).__name__}, whose own forward would be lost.")
         weights = quantizers.setdefault(id(module.weight), FakeQuantizer(place.weights))
         swapped = (
             QuantLinear.from_linear(module, weights, place.activations)

@@ -7,6 +7,8 @@ translation, and a coded model can be saved again. A tied head and embedding sha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +44,14 @@ class CodedWeight(nn.Module):
             tensor = packed[name] if packed else torch.empty(size, dtype=dtype)
             self.register_buffer(name.replace(".", "_"), tensor)
         self._names = list(layout)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self._decoded = None  # of the codes before
+        super()._load_from_state_dict(*arguments, **options)
+
+    def _apply(self, *arguments: Any, **options: Any) -> CodedWeight:
+        self._decoded = None  # on the device before
+        return super()._apply(*arguments, **options)
 
     def unpacked(self) -> Codes:
         """The codes."""

@@ -13,6 +13,7 @@ come from the latent weight; there is no "already quantized" flag to get wrong.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -39,16 +40,18 @@ class FakeQuantizer(nn.Module):
     def __init__(self, format: Format) -> None:
         super().__init__()
         self.format = format
-        self._remembered: tuple[Any, Tensor] | None = None
+        self._remembered: tuple[weakref.ref[Tensor], Any, Tensor] | None = None
 
     def forward(self, latent: Tensor, dtype: torch.dtype) -> Tensor:
         """The quantized weight in `dtype`; gradient straight through to `latent`."""
-        key = (id(latent), latent.data_ptr(), latent._version, _optimizer_steps, dtype)
-        if self._remembered is None or self._remembered[0] != key:
+        key = (latent.data_ptr(), latent._version, _optimizer_steps, dtype)
+        known = self._remembered
+        # A reference and not the id: the address of a parameter that is gone may be given to a new one.
+        if known is None or known[0]() is not latent or known[1] != key:
             # An inference tensor could not be used for training later: leave inference mode here.
             with torch.inference_mode(False), torch.no_grad():
-                self._remembered = (key, self.format.quantize(latent, dtype))
-        return StraightThrough.apply(latent, self._remembered[1])
+                known = self._remembered = (weakref.ref(latent), key, self.format.quantize(latent, dtype))
+        return StraightThrough.apply(latent, known[2])
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start without a memory."""

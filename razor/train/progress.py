@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -10,10 +9,11 @@ import lightning as L
 from tqdm import tqdm
 
 from razor.distill import Batch
+from razor.terminal import progress_bar
 
 
 class Progress(L.Callback):
-    """A bar over the optimizer steps; in a log file, a line every ten seconds."""
+    """A bar over the optimizer steps."""
 
     def __init__(self) -> None:
         self.bar: tqdm[Any] | None = None
@@ -22,15 +22,7 @@ class Progress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar where the run stands."""
-        terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            desc="distilling",
-            unit="step",
-            mininterval=0.1 if terminal else 10,
-            ncols=None if terminal else 120,
-        )
+        self.bar = progress_bar("distilling", trainer.max_steps, "step", trainer.global_step)
         self._started = time.perf_counter()
 
     def on_train_batch_end(
