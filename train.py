@@ -29,7 +29,7 @@ def main() -> int:
     from razor import cli
 
     words = sys.argv[1:]
-    if any(word.startswith("run=") for word in words):
+    if any(word.startswith(("run=", "ckpt=")) for word in words):
         return cli.guarded(lambda: cli.resume(words), words)
     return cli.guarded(cli.hydra_train, words)
 

@@ -8,6 +8,7 @@ wrong, a name, a key, a value, ends in one line on stderr and exit code 2; `debu
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from razor.errors import RazorError, did_you_mean
+from razor.storage import atomic_write, disk_full
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -43,6 +45,12 @@ def guarded(job: Callable[[], int | None], argv: Sequence[str]) -> int:
             raise
         print(f"razor: {explain(error)}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:
+        if error.errno != errno.ENOSPC or any(argument.lower() == "debug=true" for argument in argv):
+            raise
+        where = error.filename or "the run's folder"
+        print(f"razor: {disk_full(where)}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("razor: interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -61,10 +69,10 @@ def explain(error: BaseException) -> str:
         choices = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
         return f"There is no {group}={value}.{did_you_mean(value, choices)} They lie in conf/{group}/."
     if key := re.search(r"Could not override '([\w.]+)'", text):
-        name = key.group(1).rpartition(".")[2]
-        words = {
-            w for path in conf_dir().rglob("*.yaml") for w in re.findall(r"^ *(\w+):", path.read_text(), re.M)
-        }
+        _, dot, name = key.group(1).rpartition(".")
+        files = conf_dir().rglob("*.yaml") if dot else conf_dir().glob("*.yaml")
+        words = {w for path in files for w in re.findall(r"^ *(\w+):", path.read_text(), re.M)}
+        words |= {path.name for path in conf_dir().iterdir() if path.is_dir()}
         near = difflib.get_close_matches(name, words, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return f"There is no key '{key.group(1)}'.{hint} The files in conf/ list the keys of every group."
@@ -128,8 +136,8 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
         config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
     )
     if not resume:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        with atomic_write(folder / "config.yaml") as temporary:
+            temporary.write_text(OmegaConf.to_yaml(config, resolve=True))
     try:
         return run_job(job)
     except KeyboardInterrupt:
@@ -146,11 +154,17 @@ def resume(argv: Sequence[str]) -> int:
         )
     if given.get("ckpt", "last") != "last":
         raise RazorError(f"ckpt='{given['ckpt']}'. Choices: last.")
+    if "run" not in given:
+        raise RazorError("ckpt=last continues a run: say which by run=FOLDER (runs/ lists yours).")
     folder = Path(given["run"])
     if not (folder / "config.yaml").is_file():
         raise RazorError(f"run='{folder}' is no run folder: it holds no config.yaml (runs/ lists yours).")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+    except Exception as error:  # of the YAML parser, which the file may be any trouble to
+        raise RazorError(f"'{folder / 'config.yaml'}' is damaged ({type(error).__name__}).") from error
+    if not isinstance(config, DictConfig) or not {"model", "quant", "data", "trainer"} <= set(config):
+        raise RazorError(f"'{folder / 'config.yaml'}' is damaged: it does not hold the config of a run.")
     return train(config, folder, resume=True)
 
 

@@ -52,7 +52,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
-def disk_full(path: Path) -> RazorError:
+def disk_full(path: Path | str) -> RazorError:
     """The error for a write that found no space left."""
     return RazorError(f"No space left on the disk while writing '{path}': free some, then resume or rerun.")
 

@@ -33,3 +33,11 @@ def test_papers_show_the_identifier_they_link_to() -> None:
     assert [pair for pair in papers if pair[0] != pair[1]] == []
     assert [shown for shown, _ in papers if not re.fullmatch(r"\d{4}\.\d{4,5}", shown)] == []
     assert len({shown for shown, _ in papers}) == len(papers)
+
+
+def test_the_readme_shows_the_table_of_first_light() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("<!-- first light: begin -->")[1].split("<!-- first light: end -->")[0].strip()
+    report = (ROOT / "experiments" / "first_light" / "report.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in report.splitlines() if line.startswith("|"))
+    assert shown == table

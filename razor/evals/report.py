@@ -8,7 +8,7 @@ the compression ratio by both accountings (see `razor.quant.size`).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Row:
         return {
             "name": self.name,
             "w_a_kv": self.w_a_kv,
-            "tasks": self.scores.to_dict()["tasks"],
+            "tasks": {score.task: asdict(score) for score in self.scores.tasks},
             "average": self.scores.average,
             "perplexity": self.held_out.perplexity,
             "kl": self.held_out.kl,

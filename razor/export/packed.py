@@ -44,11 +44,13 @@ def save_packed(
     Raises:
         RazorError: the disk is full.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     with atomic_write(folder) as temporary:
         temporary.mkdir()
-        save_file(packed_state(student, plan), temporary / WEIGHTS, metadata={"format": f"razor-{VERSION}"})
+        # not save_file: a full disk must be an OSError, and others may read the file
+        weights = save(packed_state(student, plan), metadata={"format": f"razor-{VERSION}"})
+        (temporary / WEIGHTS).write_bytes(weights)
         tokenizer.save_pretrained(temporary)
         student.generation_config.save_pretrained(temporary)
         architecture = student.config.to_diff_dict() | {"model_type": student.config.model_type}
@@ -91,7 +93,11 @@ def load_packed(folder: Path, keep_decoded: bool = True) -> tuple[PreTrainedMode
         quantize_kv(model, plan.kv_cache)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise RazorError(f"'{folder}' lacks a tokenizer that can be read (tokenizer.json).") from error
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def packed_bytes(folder: Path) -> int:
@@ -105,6 +111,12 @@ def _read_card(folder: Path) -> dict[str, Any]:
         if card["version"] > VERSION:
             raise RazorError(
                 f"'{folder}' was packed in format {card['version']}; this Razor reads up to {VERSION}."
+            )
+        if missing := {"plan", "architecture", "compute_dtype", "sha256"} - set(card):
+            raise RazorError(f"'{folder / CARD}' is damaged: it lacks '{min(missing)}'.")
+        if card["compute_dtype"] not in DTYPES:
+            raise RazorError(
+                f"'{folder / CARD}' has compute_dtype '{card['compute_dtype']}'. Choices: {', '.join(DTYPES)}."
             )
         return dict(card)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -126,15 +138,20 @@ def _empty(config: Any) -> PreTrainedModel:
 
 def _fill(model: PreTrainedModel, state: dict[str, Any], dtype: torch.dtype, folder: Path) -> None:
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    shared = {name for name in expected if name not in state}
+    unknown = sorted(set(state) - set(expected))
+    wrong = sorted(n for n in set(state) & set(expected) if state[n].shape != expected[n])
+    if unknown or wrong:
+        raise _misfit(folder, (unknown + wrong)[0])
     model.load_state_dict(state, assign=True, strict=False)
+    shared = {name for name in expected if name not in state}
     filled = {id(buffer) for name, buffer in model.named_buffers(remove_duplicate=False) if name in state}
     left = [n for n, b in model.named_buffers(remove_duplicate=False) if n in shared and id(b) not in filled]
     left += [n for n, _ in model.named_parameters() if n not in state]
-    unknown = sorted(set(state) - set(expected))
-    wrong = sorted(n for n in set(state) & set(expected) if tuple(state[n].shape) != tuple(expected[n]))
-    if left or unknown or wrong:
-        first = (left + unknown + wrong)[0]
-        raise RazorError(f"'{folder}' does not hold the model its {CARD} describes: see tensor '{first}'.")
+    if left:
+        raise _misfit(folder, left[0])
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def _misfit(folder: Path, tensor: str) -> RazorError:
+    return RazorError(f"'{folder}' does not hold the model its {CARD} describes: see tensor '{tensor}'.")

@@ -69,9 +69,11 @@ class HubModel(ModelSource):
 
     def prepare(self) -> None:
         """Fetch config and tokenizer, which shows early whether the model can be had."""
-        from transformers import PretrainedConfig
+        from transformers import AutoConfig, PretrainedConfig
 
-        self._commit = getattr(self._get(PretrainedConfig), "_commit_hash", None)
+        # AutoConfig also finds out whether Transformers knows the architecture
+        kind = PretrainedConfig if self.trust_architecture else AutoConfig
+        self._commit = getattr(self._get(kind), "_commit_hash", None)
         self.tokenizer()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:  # noqa: D102 - see ModelSource

@@ -30,6 +30,10 @@ class RandomModel(ModelSource):
         super().__init__(name, architecture)
         self.seed, self.chat = seed, chat
 
+    def prepare(self) -> None:
+        """Check that the vocabulary holds the tokenizer's."""
+        self.tokenizer()
+
     def tokenizer(self) -> PreTrainedTokenizerBase:  # noqa: D102 - see ModelSource
         tokenizer = byte_tokenizer(chat=self.chat)
         vocabulary = self.config().vocab_size

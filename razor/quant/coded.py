@@ -50,8 +50,13 @@ class CodedWeight(nn.Module):
         super()._load_from_state_dict(*arguments, **options)
 
     def _apply(self, *arguments: Any, **options: Any) -> CodedWeight:
-        self._decoded = None  # on the device before
-        return super()._apply(*arguments, **options)
+        self._decoded, before = None, dict(self.named_buffers())
+        super()._apply(*arguments, **options)
+        for name, tensor in before.items():
+            now = getattr(self, name)
+            if now.dtype != tensor.dtype:  # .to(dtype) is not meant for what is stored
+                setattr(self, name, tensor.to(now.device))
+        return self
 
     def unpacked(self) -> Codes:
         """The codes."""

@@ -26,6 +26,9 @@ class Chat:
         temperature: 0 takes the likeliest token each time.
         top_p: nucleus of the distribution to sample from.
         seed: of the sampling.
+
+    Raises:
+        RazorError: a number out of range.
     """
 
     model: PreTrainedModel
@@ -35,6 +38,12 @@ class Chat:
     top_p: float = 0.9
     seed: int = 0
     messages: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for key, least, most in (("max_new_tokens", 1, 1 << 20), ("temperature", 0, 100), ("top_p", 0.01, 1)):
+            value = getattr(self, key)
+            if not isinstance(value, (int, float)) or not least <= value <= most:
+                raise RazorError(f"{key}='{value}' must be a number in {least}..{most}.")
 
     @classmethod
     def open(cls, run: Path, **options: Any) -> Chat:

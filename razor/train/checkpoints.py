@@ -8,6 +8,7 @@ save, and stop; a second Ctrl-C stops at once.
 from __future__ import annotations
 
 import signal
+import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,10 +56,11 @@ class Checkpoints(L.Callback):
         self.path, self.every = folder / LAST, every
         self.stopped = False
         self._before: dict[int, Any] = {}
-        self._saved = -1
+        self._seen = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to Ctrl-C and SIGTERM, after Lightning, whose own answer to SIGTERM would save nothing."""
+        self._seen = trainer.global_step
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._ask)
 
@@ -73,13 +75,12 @@ class Checkpoints(L.Callback):
     ) -> None:
         """Save when it is time; only whole optimizer steps are saved."""
         step = trainer.global_step
-        accumulating = trainer.fit_loop._should_accumulate()
-        due = step % self.every == 0 or step == trainer.max_steps or self.stopped
-        if due and not accumulating and step != self._saved and step > 0:
+        if step == self._seen:  # still accumulating
+            return
+        self._seen = step
+        if step % self.every == 0 or step == trainer.max_steps or self.stopped:
             trainer.save_checkpoint(self.path)
-            self._saved = step
-        if self.stopped and not accumulating:
-            trainer.should_stop = True
+        trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the signals back."""
@@ -107,6 +108,9 @@ def newest(folder: Path) -> Path | None:
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:  # which is what torch writes, with checksums it does not read
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
         torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except Exception as error:
         raise RazorError(

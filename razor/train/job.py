@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from razor.data.corpus import check_sequence_length
 from razor.data.sources.base import TextSource
 from razor.distill import Objective
+from razor.errors import RazorError
 from razor.evals.harness import Benchmark
 from razor.models import ModelSource
 from razor.quant import ModelSize, Plan, measure
@@ -90,6 +91,9 @@ class Training:
 
 def check(job: Job) -> Prepared:
     """Find everything that can be wrong before anything heavy runs."""
+    for key in ("held_out", "rows_per_batch"):
+        if getattr(job, key) < 1:
+            raise RazorError(f"data.{key}={getattr(job, key)} must be at least 1.")
     job.model.prepare()
     config, skeleton = job.model.config(), job.model.skeleton()
     check_sequence_length(job.sequence_length, longest_text(job.model))

@@ -73,11 +73,13 @@ def wandb_logger(folder: Path, name: str, project: str = "razor", mode: str = "a
         raise RazorError(f"logger.wandb.mode='{mode}'. Choices: auto, online, offline.")
     from lightning.pytorch.loggers import WandbLogger
 
-    mode = os.environ.get("WANDB_MODE", mode)
+    mode = os.environ.get("WANDB_MODE") or mode
     offline = mode == "offline" or (mode == "auto" and not _logged_in())
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("wandb").setLevel(logging.ERROR)
-    return WandbLogger(name=name, project=project, save_dir=folder, offline=offline, log_model=False)
+    logger = WandbLogger(name=name, project=project, save_dir=folder, offline=offline, log_model=False)
+    logger._wandb_init.pop("anonymous", None)  # wandb warns of the mere word
+    return logger
 
 
 def close(loggers: list[Logger]) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
@@ -56,6 +57,7 @@ def run_job(job: Job) -> int:
     prepared = check(job)
     print(f"\n{prepared}\n", flush=True)
     resume_from = newest(job.folder / "checkpoints")
+    loggers = [make(folder=job.folder, name=job.folder.name) for make in job.loggers.values()]
     L.seed_everything(job.seed, verbose=False)
     tokenizer = job.model.tokenizer()
     teacher_writes = Teacher(job.model.fingerprint(), _writer(job))
@@ -85,7 +87,7 @@ def run_job(job: Job) -> int:
     module = DistillModule(
         student, teacher if job.objective.needs_teacher else None, job.objective, job.settings, steps
     )
-    training = fit(job, module, batches, evaluation, resume_from)
+    training = fit(job, module, batches, evaluation, loggers, resume_from)
     if training.stopped and training.steps < steps:
         print(f"Stopped after step {training.steps} of {steps}, saved. Continue with:")
         print(f"  python train.py run={job.folder} ckpt=last")
@@ -108,7 +110,12 @@ def quieten() -> None:
 
 
 def fit(
-    job: Job, module: DistillModule, batches: StepBatches, evaluation: Evaluation, resume_from: Path | None
+    job: Job,
+    module: DistillModule,
+    batches: StepBatches,
+    evaluation: Evaluation,
+    loggers: list[Logger],
+    resume_from: Path | None,
 ) -> Training:
     """Train with Lightning, from a checkpoint if there is one.
 
@@ -117,7 +124,6 @@ def fit(
     """
     checkpoints = Checkpoints(job.folder / "checkpoints", job.settings.checkpoint_every)
     progress = Progress()
-    loggers = [make(folder=job.folder, name=job.folder.name) for make in job.loggers.values()]
     trainer = L.Trainer(
         accelerator=job.settings.accelerator,
         devices=1,

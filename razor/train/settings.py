@@ -49,10 +49,18 @@ class TrainSettings:
                 raise RazorError(
                     f"trainer.{key}='{getattr(self, key)}' must be a whole number of at least 1."
                 )
+        for key in ("learning_rate", "weight_decay", "warmup", "clip", "max_minutes"):
+            value = getattr(self, key)
+            if not isinstance(value, (int, float)) and not (key == "max_minutes" and value is None):
+                raise RazorError(f"trainer.{key}='{value}' must be a number.")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise RazorError(f"trainer.max_minutes='{self.max_minutes}' must be more than 0, or null.")
         if not 0 <= self.warmup <= 1:
             raise RazorError(f"trainer.warmup='{self.warmup}' is a part of the steps: 0..1.")
+        if not self.weight_decay >= 0:
+            raise RazorError(f"trainer.weight_decay='{self.weight_decay}' must be 0 or more.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise RazorError(f"trainer.betas={list(self.betas)} must be two numbers from 0 to below 1.")
         if not self.learning_rate > 0 or not self.clip > 0:
             raise RazorError("trainer.learning_rate and trainer.clip must be more than 0.")
         if self.accelerator == "gpu" and not torch.cuda.is_available():

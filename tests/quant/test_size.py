@@ -1,0 +1,84 @@
+"""Sizes against the paper's table and against the tensors that are really stored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from razor.cli import build, composed, model_source
+from razor.quant import (
+    Float16,
+    Integer,
+    Placement,
+    Plan,
+    Size,
+    Ternary,
+    measure,
+    packed_state,
+    quantize_modules,
+)
+
+QWEN3_0P6B = 596_049_920
+
+
+def sized(*overrides: str):
+    config = composed("size", list(overrides))
+    model = model_source(config).skeleton()
+    assert all(parameter.is_meta for parameter in model.parameters())
+    return measure(model, build(config.quant).plan(model))
+
+
+@pytest.mark.parametrize(
+    ("quant", "ratio", "code_bits"),
+    [("w4", 3.94, 4), ("mixed_2p79", 5.05, 2.79), ("mixed_1p88", 6.40, 1.8825), ("w1p58", 7.03, 1.58)],
+)
+def test_the_ratios_of_the_paper(quant, ratio, code_bits):
+    size = sized("model=qwen3_0p6b", f"quant={quant}")
+    assert size.total.parameters == QWEN3_0P6B
+    assert round(size.total.ratio_paper, 2) == ratio
+    assert size.code_bits == pytest.approx(code_bits)
+    assert size.total.bits_per_weight == pytest.approx(16 / size.total.ratio_paper)
+    assert size.total.ratio_disk == pytest.approx(2 * QWEN3_0P6B / size.total.bytes_disk)
+    assert size.embedding.parameters == 151_936 * 1024
+
+
+def test_uncompressed_is_one_to_one():
+    size = sized("model=qwen3_0p6b", "quant=w16")
+    assert size.total.ratio_paper == size.total.ratio_disk == 1
+    assert size.total.bytes_disk == 2 * QWEN3_0P6B
+
+
+def test_a_head_of_its_own_counts():
+    size = sized("model=qwen3_0p6b", "quant=w4", "model.architecture.tie_word_embeddings=false")
+    assert size.total.parameters == QWEN3_0P6B + 151_936 * 1024
+    assert size.embedding.parameters == 2 * 151_936 * 1024
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+@pytest.mark.parametrize("bias", ["true", "false"])
+@pytest.mark.parametrize("quant", ["mixed_2p79", "w1p58", "w16"])
+def test_bytes_are_those_of_the_stored_tensors(quant, tied, bias):
+    overrides = ["model=tiny_llama", f"quant={quant}", f"model.architecture.tie_word_embeddings={tied}"]
+    config = composed("size", [*overrides, f"+model.architecture.attention_bias={bias}"])
+    source = model_source(config)
+    plan = build(config.quant).plan(source.skeleton())
+    model = source.load(torch.float32)
+    size = measure(source.skeleton(), plan)
+    assert size == measure(model, plan)
+    assert size.total.parameters == sum(p.numel() for p in model.parameters())
+    assert (size.rest.parameters > 9 * 64) == (bias == "true")  # norms and, perhaps, biases
+    quantize_modules(model, plan, torch.bfloat16)
+    stored = packed_state(model, plan)
+    assert size.total.bytes_disk == sum(t.numel() * t.element_size() for t in stored.values())
+
+
+def test_parts_add_up():
+    net = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 16), nn.LayerNorm(16))
+    plan = Plan({"0": Placement(Integer(4, 8)), "1": Placement(Ternary(8))}, rest=Float16())
+    size = measure(net, plan)
+    assert size.embedding == Size(80, 320, 160, 10 * (4 + 2))
+    assert size.linear == Size(128, 128 * 1.58, 256, 16 * (2 + 2))
+    assert size.rest == Size(48, 48 * 16, 0, 96)
+    assert size.total == size.linear + size.embedding + size.rest
+    assert size.total.bits_per_weight == size.total.bits / 256
