@@ -110,6 +110,6 @@ class GGUFPackage(ModelSource):
 def _intact(folder: Path, manifest: Path) -> bool:
     try:
         sums = json.loads(manifest.read_text())
-        return all(file_digest(folder / name) == expected for name, expected in sums.items())
+        return bool(sums) and all(file_digest(folder / name) == sums[name] for name in sums)
     except (OSError, ValueError, AttributeError):
         return False

@@ -1,0 +1,216 @@
+"""Every command that the README and the documents show works: run here on a tiny model, or looked at closely.
+
+A line of a ```bash block has to be of a kind that is known here, so a new kind of command needs a new function.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from razor import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+# what makes a main job tiny; keys that would make it long or need a hub are dropped
+TINY = {
+    "model": "tiny_qwen3",
+    "evals": "none",
+    "data.source.tokens": "2000",
+    "data.held_out": "4",
+    "data.sequence_length": "128",
+    "trainer": "cpu",
+    "trainer.max_steps": "2",
+    "logger": "none",
+}
+DROPPED = {"trainer.max_minutes", "trainer.accelerator", "experiment"}
+REPLACED = ("model.", "evals.", "logger.")
+
+
+def commands_of(document: Path) -> list[str]:
+    """Shell commands of a document's fenced blocks: continued lines joined, comments and prompts removed."""
+    text = document.read_text(encoding="utf-8") if document.is_file() else ""
+    lines = [line for block in BLOCK.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    cleaned = [shlex.join(shlex.split(line.removeprefix("$ "), comments=True)) for line in lines]
+    return [line for line in cleaned if line]
+
+
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = list(dict.fromkeys(command for document in DOCUMENTS for command in commands_of(document)))
+
+
+@dataclass
+class Place:
+    """Where commands are run: what a tiny job needs, and a finished run to stand for RUN and FOLDER."""
+
+    main_job: Any
+    razor: Callable[..., Any]
+    run: Path
+    tmp: Path
+
+    def run_copy(self) -> Path:
+        folder = self.tmp / "run"
+        if not folder.exists():
+            shutil.copytree(self.run, folder)
+        return folder
+
+    def data_file(self, name: str) -> Path:
+        """Stands for a reader's own data: `name` says which kind it is."""
+        path = self.tmp / ("own.jsonl" if name.endswith((".jsonl", ".json")) else "own.txt")
+        pairs = [json.dumps({"prompt": f"{n} and {n}?", "response": f"{n + n}."}) for n in range(60)]
+        texts = [f"{n} and {n} are {n + n}." for n in range(600)]
+        path.write_text("\n".join(pairs if path.suffix == ".jsonl" else texts))
+        return path
+
+
+@pytest.fixture
+def place(main_job: Any, razor: Any, finished_run: Any, tmp_path: Path) -> Place:
+    assert finished_run.code == 0, finished_run.err
+    return Place(main_job, razor, finished_run.folder, tmp_path)
+
+
+def made_tiny(words: list[str], place: Place) -> list[str]:
+    """The overrides of a main job with what is long or far away replaced."""
+    given = dict(word.partition("=")[::2] for word in words)
+    kept = {key: value for key, value in given.items() if key not in DROPPED and not key.startswith(REPLACED)}
+    if given.get("data", "").startswith("hub"):
+        kept = {key: value for key, value in kept.items() if not key.startswith("data")}
+    tiny = dict(TINY)
+    if "data.source.path" in kept:
+        kept["data.source.path"] = str(place.data_file(given["data.source.path"]))
+        del tiny["data.source.tokens"]
+    return [f"{key}={value}" for key, value in (kept | tiny).items()]
+
+
+def main_job(words: list[str], place: Place) -> None:
+    """python train.py ..."""
+    given = dict(word.partition("=")[::2] for word in words)
+    if "run" in given:
+        folder = place.run_copy()
+        shutil.rmtree(folder / "packed")
+        done = place.main_job.resume(folder)
+        assert done.code == 0 and (folder / "packed" / "razor.json").is_file(), done.err
+        return
+    sweep = [word for word in words if word in ("-m", "--multirun")]
+    overrides = [word for word in words if word not in sweep]
+    if not sweep:
+        cli.composed("train", overrides)  # as it stands, every key and option of it exists
+    tiny = made_tiny(overrides, place)
+    done = place.main_job.command(
+        *sweep,
+        *tiny,
+        f"hydra.run.dir={place.tmp / 'job'}",
+        f"hydra.sweep.dir={place.tmp / 'job'}",
+        folder=place.tmp / "job",
+    )
+    assert done.code == 0, done.err
+    jobs = 1
+    for word in tiny if sweep else []:
+        jobs *= len(re.sub(r"\[.*?\]", "", word).split(","))
+    assert len(list((place.tmp / "job").rglob("report.json"))) == jobs
+
+
+def verb(words: list[str], place: Place) -> None:
+    """razor ..."""
+    given = [f"run={place.run}" if word.startswith("run=") else word for word in words]
+    if words[0] == "chat":
+        given += ["max_new_tokens=4"] + ([] if "prompt=" in " ".join(words) else ["prompt=Hello"])
+    done = place.razor(*given)
+    assert done.code == 0 and done.out, done.err
+    if "json=true" in words:
+        json.loads(done.out)
+
+
+def make(words: list[str], place: Place) -> None:
+    """make ...: the targets exist and what they would run can be written down."""
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def pip(words: list[str], place: Place) -> None:
+    """pip install ...: the extras it names exist."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    known = set(
+        re.findall(r"^(\w+) = \[", text.partition("[project.optional-dependencies]")[2], re.MULTILINE)
+    )
+    asked = {
+        extra for word in words for found in re.findall(r"\[(.*?)\]", word) for extra in found.split(",")
+    }
+    assert words[0] == "install" and asked <= known
+
+
+def script(words: list[str], place: Place) -> None:
+    """python FILE ...: the file is there and at least parses."""
+    compile((ROOT / words[0]).read_text(encoding="utf-8"), words[0], "exec")
+
+
+def nothing(words: list[str], place: Place) -> None:
+    """cd, git clone and the like: nothing of ours to check."""
+
+
+def handler(command: str) -> tuple[Callable[[list[str], Place], None], list[str]]:
+    """Who checks a command, and the words that are left for it."""
+    words = shlex.split(command)
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables before a command
+        words = words[1:]
+    program, rest = Path(words[0]).name, words[1:]
+    if re.fullmatch(r"python3?(\.\d+)?", program):
+        if rest[:1] == ["train.py"]:
+            return main_job, rest[1:]
+        if rest[:2] == ["-m", "razor"]:
+            return verb, rest[2:]
+        if rest[:2] == ["-m", "pip"]:
+            return pip, rest[2:]
+        if rest[0].endswith(".py"):
+            return script, rest
+    kinds = {"razor": verb, "make": make, "pip": pip, "cd": nothing, "source": nothing, ".": nothing}
+    if program in kinds:
+        return kinds[program], rest
+    if words[:2] == ["git", "clone"]:
+        return nothing, rest
+    raise AssertionError(f"no test knows how to try the command: {command}")
+
+
+def test_the_readme_shows_the_main_commands() -> None:
+    assert README.is_file(), "README.md is missing"
+    shown = "\n".join(commands_of(README))
+    for command in ("make run", "make test", "python train.py", "razor size", "razor chat", "ckpt=last"):
+        assert command in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, place: Place) -> None:
+    check, words = handler(command)
+    check(words, place)
+
+
+def test_commands_are_found_as_a_shell_would(tmp_path: Path) -> None:
+    document = tmp_path / "text.md"
+    document.write_text(
+        "```bash\n# only a comment\n$ make run  # why\n"
+        "python train.py \\\n    quant=w4   data.source.path='a b'\n```\n"
+        "```python\nprint(1)\n```\n"
+    )
+    assert commands_of(document) == ["make run", "python train.py quant=w4 'data.source.path=a b'"]
+    with pytest.raises(AssertionError, match="no test knows"):
+        handler("rm -rf /")
+
+
+def test_the_console_script_is_the_module() -> None:
+    script = Path(sys.executable).with_name("razor")
+    if not script.is_file():
+        pytest.skip("the package is not installed in this environment")
+    done = subprocess.run([str(script)], capture_output=True, text=True)
+    assert done.returncode == 0 and "size" in done.stdout
