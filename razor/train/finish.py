@@ -121,6 +121,7 @@ def _facts(
         "model_fingerprint": job.model.fingerprint(),
         "seed": job.seed,
         "steps": training.steps,
+        "tokens_seen": training.tokens,  # by this process: a resumed run counts from where it went on
         "train_tokens_distinct": corpus.train.tokens,
         "train_epochs": batches.epochs,
         "tokens_per_second": done,
