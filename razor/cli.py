@@ -77,7 +77,8 @@ def explain(error: BaseException) -> str:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return f"There is no key '{key.group(1)}'.{hint} The files in conf/ list the keys of every group."
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{missing.group(1)} has no default: give it as {missing.group(1)}=... ."
+        name = missing.group(1).replace("model.source.", "model.")
+        return f"{name} has no default: give it as {name}=... ."
     inner = error
     while inner.__cause__ is not None:
         inner = inner.__cause__

@@ -69,6 +69,8 @@ def in_process(command: Callable[[], int]) -> tuple[int, str, str]:
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else 1
     finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
         root.handlers[:] = handlers
         root.setLevel(level)
     return code, out.getvalue(), err.getvalue()
