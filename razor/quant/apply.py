@@ -8,15 +8,17 @@ reload give the same logits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from razor.errors import RazorError
-from razor.quant.layers import FakeQuantizer, QuantEmbedding, QuantLinear, Rounded
+from razor.quant.format import Format
+from razor.quant.layers import FakeQuantizer, InputQuantizer, QuantEmbedding, QuantLinear
+from razor.quant.lending import WEIGHTS, lend, slot
 from razor.quant.plan import Plan
-
-SWAPPABLE = (nn.Linear, nn.Embedding)
+from razor.quant.sites import Site, sites
 
 
 def quantize_modules(model: nn.Module, plan: Plan, compute_dtype: torch.dtype) -> nn.Module:
@@ -28,34 +30,60 @@ def quantize_modules(model: nn.Module, plan: Plan, compute_dtype: torch.dtype) -
         compute_dtype: dtype of activations and quantized weights in the forward pass.
 
     Raises:
-        RazorError: the plan does not fit the model (see `Plan.check`), or a subclass of Linear or Embedding
-            computes something of its own that a swap would lose.
+        RazorError: the plan does not fit the model (see `Plan.check`), or the model is quantized already.
     """
+    if any(isinstance(module, FakeQuantizer) for module in model.modules()):
+        raise RazorError(f"This {type(model).__name__} is quantized already: start from the original.")
     plan.check(model)
-    for name in plan.modules:
-        if type(module := model.get_submodule(name)) not in SWAPPABLE:
-            raise RazorError(f"'{name}' is a {type(module).__name__}, whose own forward would be lost.")
     model.float()
     quantizers: dict[int, FakeQuantizer] = {}
-    for name, place in plan.modules.items():
-        module = model.get_submodule(name)
-        weights = quantizers.setdefault(id(module.weight), FakeQuantizer(place.weights))
-        swapped = (
-            QuantLinear.from_linear(module, weights, place.activations)
-            if isinstance(module, nn.Linear)
-            else QuantEmbedding.from_embedding(module, weights, compute_dtype)  # type: ignore[arg-type]
-        )
-        swapped.train(module.training)
-        model.set_submodule(name, swapped)
-    _round_the_rest(model, plan, compute_dtype)
+    inputs: dict[str, InputQuantizer] = {}
+    swapped: dict[nn.Module, nn.Module] = {}
+    for site, weights, activations in planned(model, plan):
+        module, key = site.module, id(site.weight)
+        if key not in quantizers:
+            quantizers[key] = FakeQuantizer.for_weight(site.weight, weights, site.view)
+        own = quantizers[key]
+        rounding = activations and inputs.setdefault(str(activations.spec()), InputQuantizer(activations))
+        if type(module) is nn.Linear:
+            swapped[module] = QuantLinear.from_linear(module, own, rounding)
+        elif type(module) is nn.Embedding:
+            swapped[module] = QuantEmbedding.from_embedding(module, own, compute_dtype)
+        else:
+            lend(module, site.attribute, WEIGHTS, own, compute_dtype, site.kind, rounding)
+    swap(model, swapped)
+    _round_the_rest(model, plan, quantizers, compute_dtype)
     return model
 
 
-def _round_the_rest(model: nn.Module, plan: Plan, compute_dtype: torch.dtype) -> None:
+def planned(model: nn.Module, plan: Plan) -> list[tuple[Site, Format, Format | None]]:
+    """(site, format of its weight, format of its activations) of all that a plan quantizes in a model."""
+    found = sites(model)
+    places = [(found[name], place.weights, place.activations) for name, place in plan.modules.items()]
+    return [place for place in places if place[0].fixed is None]
+
+
+def swap(model: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others, wherever `model` has them; each in the mode of the one before."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and child in by:
+                setattr(parent, name, by[child].train(child.training))
+
+
+def _round_the_rest(
+    model: nn.Module, plan: Plan, quantizers: dict[int, FakeQuantizer], compute_dtype: torch.dtype
+) -> None:
+    """Parameters that the plan does not quantize are rounded to 16 bits where they are read."""
+    fixed = {id(site.weight): plan.modules[name].weights for name, site in sites(model).items() if site.fixed}
     for module in list(model.modules()):
-        quantized = isinstance(module, (QuantLinear, QuantEmbedding))
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_floating_point() and not (quantized and name == "weight"):
-                rounded = Rounded(plan.rest, compute_dtype)
-                # unsafe: the dtype changes on purpose, from fp32 latent to the compute dtype
-                parametrize.register_parametrization(module, name, rounded, unsafe=True)
+        if isinstance(module, Format):  # its parameters are learned scales, which it rounds itself
+            continue
+        for own, parameter in list(module.named_parameters(recurse=False)):
+            key = id(parameter)
+            known = isinstance(module._modules.get(slot(WEIGHTS, own)), FakeQuantizer)
+            if known or not parameter.is_floating_point():
+                continue
+            if key not in quantizers:
+                quantizers[key] = FakeQuantizer.for_weight(parameter, fixed.get(key, plan.rest))
+            lend(module, own, WEIGHTS, quantizers[key], compute_dtype)

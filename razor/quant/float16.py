@@ -40,7 +40,7 @@ class Float16(Format):
     def code_bits(self, shape: Shape) -> float:  # noqa: D102
         return 16.0 * math.prod(shape)
 
-    def scale_bits(self, shape: Shape) -> float:  # noqa: D102
+    def side_bits(self, shape: Shape) -> float:  # noqa: D102
         return 0.0
 
     def pack(self, codes: Codes) -> dict[str, Tensor]:

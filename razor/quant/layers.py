@@ -9,6 +9,9 @@ that has, once for a tied embedding and head, once for a whole evaluation. In-pl
 `Tensor._version`, except those of fused optimizers, which write past it; so every step of any torch
 optimizer counts as a change too. (Writing through `weight.data` is seen by neither: don't.) The codes always
 come from the latent weight; there is no "already quantized" flag to get wrong.
+
+Inputs are quantized at every pass, but layers that read the same tensor (q, k and v; gate and up) share the
+result, which saves the work and, in training, a copy of the activation each.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from razor.quant.format import Format, StraightThrough
+from razor.quant.format import FakeQuantize, Format
+from razor.quant.view import MatrixView
 
 _optimizer_steps = 0
 
@@ -35,23 +39,74 @@ register_optimizer_step_post_hook(_count_step)
 
 
 class FakeQuantizer(nn.Module):
-    """A weight format that remembers its last result. Modules with a tied weight share one."""
+    """A weight's format with a memory. Modules with a tied weight share one.
+
+    Args:
+        format: bound to the weight (see `for_weight`).
+        view: how the format sees the weight.
+    """
+
+    def __init__(self, format: Format, view: MatrixView | None = None) -> None:
+        super().__init__()
+        self.format, self.view = format, view or MatrixView()
+        self._remembered: tuple[weakref.ref[Tensor], Any, Tensor] | None = None
+
+    @classmethod
+    def for_weight(cls, weight: Tensor, format: Format, view: MatrixView | None = None) -> FakeQuantizer:
+        """Bind a plan's format to a weight: scales to be learned and maps of rows are made from it now."""
+        view = view or MatrixView()
+        with torch.no_grad():
+            return cls(format.bind(view.matrix(weight.detach())), view)
+
+    @torch.compiler.disable  # a memory is not for compilers, nor is rounding (see Format.forward)
+    def forward(self, latent: Tensor, dtype: torch.dtype) -> Tensor:
+        """The quantized weight, shaped like `latent`, in `dtype`; gradient as the format says."""
+        key = (latent.data_ptr(), latent._version, _optimizer_steps, dtype, self.format.moment())
+        known = self._remembered
+        # A reference and not the id: the address of a parameter that is gone may be given to a new one.
+        if known is None or known[0]() is not latent or known[1] != key:
+            # An inference tensor could not be used for training later: leave inference mode here.
+            with torch.inference_mode(False), torch.no_grad():
+                quantized = self.format.fake(self.view.matrix(latent), dtype)
+                known = self._remembered = (
+                    weakref.ref(latent),
+                    key,
+                    self.view.back(quantized, latent.shape),
+                )
+        return FakeQuantize.apply(latent, known[2], self, *self.format.learned())
+
+    @property
+    def straight_through(self) -> bool:
+        """See `Format`."""
+        return self.format.straight_through
+
+    def gradients(self, latent: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+        """See `Format`; `latent` in its own shape."""
+        own, *learned = self.format.gradients(self.view.matrix(latent), self.view.matrix(gradient))
+        return self.view.back(own, latent.shape), *learned
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start without a memory."""
+        return super().__getstate__() | {"_remembered": None}
+
+
+class InputQuantizer(nn.Module):
+    """An activation format that remembers its last result, for layers that read the same input."""
 
     def __init__(self, format: Format) -> None:
         super().__init__()
         self.format = format
         self._remembered: tuple[weakref.ref[Tensor], Any, Tensor] | None = None
 
-    def forward(self, latent: Tensor, dtype: torch.dtype) -> Tensor:
-        """The quantized weight in `dtype`; gradient straight through to `latent`."""
-        key = (latent.data_ptr(), latent._version, _optimizer_steps, dtype)
-        known = self._remembered
-        # A reference and not the id: the address of a parameter that is gone may be given to a new one.
-        if known is None or known[0]() is not latent or known[1] != key:
-            # An inference tensor could not be used for training later: leave inference mode here.
-            with torch.inference_mode(False), torch.no_grad():
-                known = self._remembered = (weakref.ref(latent), key, self.format.quantize(latent, dtype))
-        return StraightThrough.apply(latent, known[2])
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., columns] -> the same, quantized; gradient straight through."""
+        if not torch.is_grad_enabled():  # nothing is kept for a backward pass: keep nothing here either
+            return self.format(x)
+        key, known = (x.data_ptr(), x._version, x.requires_grad), self._remembered
+        if known is None or known[0]() is not x or known[1] != key:
+            known = self._remembered = (weakref.ref(x), key, self.format(x))
+        return known[2]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start without a memory."""
@@ -62,11 +117,11 @@ class QuantLinear(nn.Linear):
     """`nn.Linear` with a quantized weight and, optionally, quantized input activations."""
 
     weights: FakeQuantizer
-    activations: Format | None
+    activations: InputQuantizer | Format | None
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, weights: FakeQuantizer, activations: Format | None
+        cls, linear: nn.Linear, weights: FakeQuantizer, activations: InputQuantizer | Format | None
     ) -> QuantLinear:
         """Share the parameters of `linear`; nothing is copied (works on the meta device)."""
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
@@ -110,15 +165,3 @@ class QuantEmbedding(nn.Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         """[...] -> [..., width] in the compute dtype."""
         return F.embedding(tokens, self.quantized_weight(self.compute_dtype), self.padding_idx)
-
-
-class Rounded(nn.Module):
-    """Parametrization of a parameter that is only rounded to its 16-bit storage type (norms, biases)."""
-
-    def __init__(self, format: Format, compute_dtype: torch.dtype) -> None:
-        super().__init__()
-        self.format, self.compute_dtype = format, compute_dtype
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """The rounded parameter in the compute dtype; gradient straight through."""
-        return self.format(latent, self.compute_dtype)

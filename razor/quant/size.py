@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from razor.quant.format import Format
 from razor.quant.plan import Plan
+from razor.quant.sites import sites
 
 
 @dataclass(frozen=True)
@@ -23,27 +25,27 @@ class Size:
     Attributes:
         parameters: their number.
         code_bits: bits of their codes (paper's accounting).
-        scale_bits: bits of their scales.
+        side_bits: bits of all beside them: scales, zero points, maps of rows.
         bytes_disk: bytes of the packed tensors.
     """
 
     parameters: int = 0
     code_bits: float = 0.0
-    scale_bits: float = 0.0
+    side_bits: float = 0.0
     bytes_disk: int = 0
 
     def __add__(self, other: Size) -> Size:
         return Size(
             self.parameters + other.parameters,
             self.code_bits + other.code_bits,
-            self.scale_bits + other.scale_bits,
+            self.side_bits + other.side_bits,
             self.bytes_disk + other.bytes_disk,
         )
 
     @property
     def bits(self) -> float:
         """All stored bits by the paper's accounting."""
-        return self.code_bits + self.scale_bits
+        return self.code_bits + self.side_bits
 
     @property
     def bits_per_weight(self) -> float:
@@ -83,29 +85,85 @@ class ModelSize:
     @property
     def code_bits(self) -> float:
         """Mean code bits over the decoder's linear weights, the nominal width."""
-        return self.linear.code_bits / self.linear.parameters
+        return self.linear.code_bits / self.linear.parameters if self.linear.parameters else math.nan
+
+
+@dataclass(frozen=True)
+class StoredParameter:
+    """One parameter of a model as a plan stores it.
+
+    Attributes:
+        name: its full name; of a tied one, the first.
+        aliases: the other names under which the model has it.
+        shape: its own shape.
+        matrix: the shape that its format sees.
+        part: "linear", "embedding" (output head included) or "rest".
+        format: what it is stored in.
+        size: what it takes.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    matrix: tuple[int, ...]
+    part: str
+    format: Format
+    size: Size
+
+
+def stored_parameters(model: nn.Module, plan: Plan) -> list[StoredParameter]:
+    """Every parameter of `model` (any device, also meta) under `plan`, once, in the model's order."""
+    names: dict[int, list[str]] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        parameters.setdefault(id(parameter), parameter)
+    planned = {
+        id(site.weight): (site, plan.modules[name].weights)
+        for name, site in sites(model).items()
+        if name in plan.modules
+    }
+    embeddings, sizes = _embeddings(model), _Sizes()
+    stored = []
+    for key, parameter in parameters.items():
+        shape, (first, *others) = tuple(parameter.shape), names[key]
+        part, format, seen = "rest", plan.rest, shape
+        if key in planned:
+            site, format = planned[key]
+            part, seen = "embedding" if key in embeddings else "linear", site.shape
+        size = sizes(format, seen)
+        stored.append(StoredParameter(first, tuple(others), shape, seen, part, format, size))
+    return stored
+
+
+def sizes_by_parameter(model: nn.Module, plan: Plan) -> dict[str, Size]:
+    """Size of each parameter of `model` (any device, also meta) by its full name; a tied one has its first."""
+    return {stored.name: stored.size for stored in stored_parameters(model, plan)}
 
 
 def measure(model: nn.Module, plan: Plan) -> ModelSize:
     """Size of `model` (any device, also meta) under `plan`; each parameter is counted once."""
-    seen: set[int] = set()
     parts = {"linear": Size(), "embedding": Size(), "rest": Size()}
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    embeddings |= {id(head.weight)} if head is not None else set()
-    for name, module in model.named_modules():
-        for own, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            planned = own == "weight" and name in plan.modules
-            format = plan.modules[name].weights if planned else plan.rest
-            part = ("embedding" if id(parameter) in embeddings else "linear") if planned else "rest"
-            shape = tuple(parameter.shape)
-            parts[part] += Size(
-                parameter.numel(),
-                format.code_bits(shape),
-                format.scale_bits(shape),
-                format.packed_bytes(shape),
-            )
+    for stored in stored_parameters(model, plan):
+        parts[stored.part] += stored.size
     return ModelSize(**parts)
+
+
+def _embeddings(model: nn.Module) -> set[int]:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return {id(module.weight) for module in [*tables, *([] if head is None else [head])]}
+
+
+class _Sizes:
+    """Sizes by format and shape: the hundreds of matrices of a large model are of few kinds."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, tuple[int, ...]], Size] = {}
+
+    def __call__(self, format: Format, shape: tuple[int, ...]) -> Size:
+        key = (id(format), shape)  # the plan keeps its formats alive
+        if key not in self._known:
+            bits = format.code_bits(shape), format.side_bits(shape)
+            self._known[key] = Size(math.prod(shape), *bits, format.packed_bytes(shape))
+        return self._known[key]

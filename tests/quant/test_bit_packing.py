@@ -49,3 +49,22 @@ def test_layout_is_a_little_endian_bit_string(bits):
 def test_layout_of_trits():
     assert pack_trits(torch.tensor([[2, 1, 0, 0, 1, 2]])).tolist() == [[2 + 3 * 1 + 81 * 1, 2]]
     assert pack_trits(torch.full((1, 5), 2)).tolist() == [[242]]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_any_strides(bits):
+    """Columns of a wider tensor, and a transposed one."""
+    values = numbers(6, 24, 2**bits, seed=1)
+    packed = pack_bits(values, bits)
+    for same in (values.T.contiguous().T, torch.cat([values, values], 1)[:, :24]):
+        assert torch.equal(pack_bits(same, bits), packed)
+    for same in (packed.T.contiguous().T, torch.cat([packed, packed], 1)[:, : packed.shape[1]]):
+        assert torch.equal(unpack_bits(same, bits, 24), values)
+    trits = numbers(6, 24, 3, seed=2)
+    assert torch.equal(unpack_trits(pack_trits(trits.T.contiguous().T).T.contiguous().T, 24), trits)
+
+
+def test_every_byte_of_trits_is_read_by_its_digits():
+    """Also those above 242, which no row of trits makes."""
+    digits = unpack_trits(torch.arange(256, dtype=torch.uint8).unsqueeze(0), 5 * 256).view(256, 5).tolist()
+    assert digits == [[byte // 3**place % 3 for place in range(5)] for byte in range(256)]

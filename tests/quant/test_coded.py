@@ -19,6 +19,7 @@ from razor.quant import (
     Plan,
     RowMix,
     Ternary,
+    encoded,
     packed_state,
     quantize_modules,
     swap_in_coded,
@@ -150,6 +151,17 @@ def test_a_change_of_dtype_leaves_what_is_stored(dtype):
     assert torch.equal(coded[1].coded(torch.float32), student[1].quantized_weight(torch.float32))
     assert all(tensor.is_meta for tensor in coded.to("meta").state_dict().values())
     assert not any(tensor.is_meta for tensor in coded.to_empty(device="cpu").state_dict().values())
+
+
+def test_what_is_encoded_is_each_weight_once():
+    student, plan, _ = student_of(
+        "quant=mixed_2p79", "model.architecture.tie_word_embeddings=true", compute=torch.bfloat16
+    )
+    found = {site.name: (site, format, codes) for site, format, codes in encoded(student, plan)}
+    assert set(found) == set(plan.modules) - {"lm_head"}
+    for name, (site, format, codes) in found.items():
+        assert format.spec() == plan.modules[name].weights.spec()
+        assert torch.equal(codes.values, format.encode(site.weight).values) and codes.shape == site.shape
 
 
 def test_unpacked_codes_are_the_encoded_ones():

@@ -35,9 +35,9 @@ def layer(
 
 
 def counted(format: Format) -> Mock:
-    """Count calls of `quantize` from now on."""
-    format.quantize = Mock(wraps=format.quantize)  # type: ignore[method-assign]
-    return format.quantize
+    """Count calls of `fake` from now on."""
+    format.fake = Mock(wraps=format.fake)  # type: ignore[method-assign]
+    return format.fake
 
 
 def is_fresh(quantized: QuantLinear, dtype: torch.dtype = torch.float32) -> bool:

@@ -61,7 +61,10 @@ def test_a_plan_that_fits():
             {"inner_4": Placement(Ternary(8))},
             r"names 'inner\.4', which the model lacks\. Did you mean 'inner\.3'",
         ),
-        ({"inner_0": Placement(Ternary(8))}, r"'inner\.0', a LayerNorm: only Linear and Embedding"),
+        (
+            {"inner_0": Placement(Ternary(8))},
+            r"'inner\.0', a LayerNorm: only linear layers, embeddings, convolutions",
+        ),
         ({"inner": Placement(Ternary(8))}, "'inner', a Sequential"),
         ({"inner_3": None}, r"nothing about 1 modules, first 'inner\.3'"),
         ({"inner_3": None, "inner_1": None}, r"nothing about 2 modules, first 'inner\.1'"),
@@ -118,11 +121,6 @@ def test_a_plan_survives_json(kv_cache):
         {"modules": []},
         {"modules": {"a": {}}, "kv_cache": None, "rest": {"kind": "Float16"}},
         {"modules": {"a": None}, "kv_cache": None, "rest": {"kind": "Float16"}},
-        {
-            "modules": {"a": {"weights": None, "activations": None}},
-            "kv_cache": None,
-            "rest": {"kind": "Float16"},
-        },
         {"modules": {}, "kv_cache": None},
     ],
 )
@@ -131,15 +129,17 @@ def test_what_is_no_plan_is_said(data):
         Plan.from_dict(data)
 
 
-def test_an_unknown_format_in_a_plan_is_said():
-    spec = {"kind": "Quaternary", "group": 8}
-    data = {
-        "modules": {"a": {"weights": spec, "activations": None}},
-        "kv_cache": None,
-        "rest": {"kind": "Float16"},
-    }
-    with pytest.raises(RazorError, match=r"'Quaternary'.*Did you mean 'Ternary'"):
-        Plan.from_dict(data)
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"kind": "Quaternary", "group": 8}, r"'Quaternary'.*Did you mean 'Ternary'"),
+        (None, "null must be a mapping"),
+    ],
+)
+def test_a_format_of_a_plan_that_is_none_is_said(spec, words):
+    data = {"modules": {"inner.1": {"weights": spec, "activations": None}}, "kv_cache": None}
+    with pytest.raises(RazorError, match=rf"^modules\.inner\.1\.weights.*{words}"):
+        Plan.from_dict(data | {"rest": {"kind": "Float16"}})
 
 
 def test_every_layer_is_swapped_and_every_parameter_kept():
@@ -188,12 +188,7 @@ def test_the_mode_is_kept(training):
     assert all(module.training == training for module in (net, net.embedding, net.head))  # type: ignore[union-attr]
 
 
-def test_a_linear_layer_of_its_own_kind_is_refused():
-    class Scaled(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(x)
-
-    net = nn.Sequential(nn.Linear(8, 8), Scaled(8, 8))
-    with pytest.raises(RazorError, match="'1' is a Scaled"):
-        quantize_modules(net, Plan({"0": Placement(Ternary(8)), "1": Placement(Ternary(8))}), torch.float32)
-    assert type(net[0]) is nn.Linear  # refused before anything is swapped
+def test_a_model_is_quantized_once():
+    net = quantize_modules(Net(), Plan(modules()), torch.float32)
+    with pytest.raises(RazorError, match="This Net is quantized already"):
+        quantize_modules(net, Plan(modules()), torch.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from razor.quant import (
     packed_state,
     quantize_modules,
 )
+from razor.quant.size import sizes_by_parameter, stored_parameters
 
 QWEN3_0P6B = 596_049_920
 
@@ -82,3 +85,32 @@ def test_parts_add_up():
     assert size.rest == Size(48, 48 * 16, 0, 96)
     assert size.total == size.linear + size.embedding + size.rest
     assert size.total.bits_per_weight == size.total.bits / 256
+
+
+def test_sizes_by_parameter_name_every_one_once():
+    config = composed("size", ["model=tiny_qwen3", "quant=mixed_2p79"])
+    model = model_source(config).skeleton()
+    plan = build(config.quant).plan(model)
+    sizes = sizes_by_parameter(model, plan)
+    assert list(sizes) == [name for name, _ in model.named_parameters()]  # of tied ones the first
+    total = measure(model, plan).total
+    assert sum(sizes.values(), Size()).bytes_disk == total.bytes_disk
+    # 32 rows of 64 in int4 and as many in trits, a scale every 32
+    size = sizes["model.layers.1.self_attn.q_proj.weight"]
+    assert size == Size(4096, 2048 * 4 + 2048 * 1.58, 64 * 2 * 16, 32 * 32 + 32 * 13 + 64 * 4)
+    assert sizes["model.norm.weight"] == Size(64, 64 * 16, 0, 128)
+    tied = {p.name: p.aliases for p in stored_parameters(model, plan) if p.aliases}
+    assert tied == {"model.embed_tokens.weight": ("lm_head.weight",)}
+
+
+def test_a_convolution_is_measured_as_the_matrix_it_is():
+    net = nn.Sequential(nn.Conv2d(3, 8, 4))
+    plan = Plan({"0": Placement(Ternary(16))})
+    (weight, bias) = stored_parameters(net, plan)
+    assert (weight.shape, weight.matrix, weight.part) == ((8, 3, 4, 4), (8, 48), "linear")
+    assert weight.size == Size(384, 384 * 1.58, 24 * 16, 8 * 10 + 48) and bias.part == "rest"
+
+
+def test_a_model_without_layers_has_no_width():
+    size = measure(nn.LayerNorm(8), Plan({}))
+    assert math.isnan(size.code_bits) and size.total.bytes_disk == 32

@@ -1,0 +1,83 @@
+"""Rows by sensitivity: which, how they are stored, and what that costs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from razor.errors import RazorError
+from razor.quant import Affine, Integer, RowMix, StretchedElastic, Ternary
+from razor.quant.rowmix import even_rows
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 1 / 3, 0.37, 0.5, 0.6, 0.875, 1.0])
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+def test_even_spreading_is_exact_at_any_fraction(fraction, rows):
+    chosen = even_rows(rows, fraction)
+    assert chosen.sum() == math.ceil(rows * fraction - 1e-9)
+    many = int(chosen.sum())
+    if many > 1:
+        gaps = chosen.nonzero().flatten().diff()
+        assert gaps.max() - gaps.min() <= 1  # as even as whole rows can be
+
+
+def mix(fraction=0.25, rows="error"):
+    return RowMix(Integer(4, 16), Ternary(16), fraction, rows)
+
+
+def test_the_rows_that_gain_most_are_high():
+    x = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    x[[3, 8, 11, 14]] *= 5  # ten times the loss, ten times the gain
+    assert mix().encode(x).high.nonzero().flatten().tolist() == [3, 8, 11, 14]
+    best = (mix().quantize(x) - x).square().sum()
+    assert best < 0.7 * (mix(rows="even").quantize(x) - x).square().sum()
+    for _ in range(20):  # no other choice of as many rows is better
+        other = mix().choose(x, torch.rand(16))
+        assert (other.quantize(x) - x).square().sum() >= best - 1e-4
+
+
+def test_bound_rows_stay_when_the_weight_moves():
+    x = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
+    bound = mix().bind(x)
+    assert torch.equal(bound.encode(x.flip(0)).high, bound.encode(x).high)
+    assert not torch.equal(mix().encode(x.flip(0)).high, mix().encode(x).high)
+
+
+def test_scores_from_elsewhere_choose():
+    x, scores = torch.randn(8, 16), torch.tensor([0.0, 5.0, 1.0, 5.0, 0.0, 0.0, 9.0, 0.0])
+    bound = mix(fraction=3 / 8).choose(x, scores)
+    assert bound.encode(x).high.nonzero().flatten().tolist() == [1, 3, 6]
+    with pytest.raises(RazorError, match="rows='error' and a score a row"):
+        mix(rows="even").choose(x, scores)
+    with pytest.raises(RazorError, match="8 scores for 6 rows"):
+        mix().choose(x[:6], scores)
+
+
+def test_the_map_is_stored_and_counted():
+    x = torch.randn(20, 32)
+    stored, spread = mix(), mix(rows="even")
+    packed = stored.pack(stored.encode(x))
+    assert packed["map"].dtype == torch.uint8 and packed["map"].numel() == 3  # 20 bits
+    assert stored.bits(x.shape) - spread.bits(x.shape) == 20
+    assert stored.packed_bytes(x.shape) - spread.packed_bytes(x.shape) == 3
+    bits = [packed["map"][i // 8].item() >> (i % 8) & 1 for i in range(20)]
+    assert bits == stored.encode(x).high.int().tolist()
+
+
+def test_formats_of_unlike_kinds_share_a_matrix():
+    """Levels without a zero beside levels with a zero point."""
+    x = torch.randn(12, 32) + 0.4
+    high, low = Affine(4, 16), StretchedElastic(4, 16)
+    mixed = RowMix(high, low, 0.5).quantize(x)
+    assert torch.equal(mixed[::2], high.quantize(x[::2])) and torch.equal(mixed[1::2], low.quantize(x[1::2]))
+
+
+def test_what_cannot_be_mixed_is_said():
+    with pytest.raises(RazorError, match="'tensor'"):
+        RowMix(Integer(4, "tensor"), Ternary("tensor"), 0.5)
+    with pytest.raises(RazorError, match=r"one scale_dtype, not float16 .* bfloat16"):
+        RowMix(Integer(4, 8), Ternary(8, scale_dtype="bfloat16"), 0.5)
+    with pytest.raises(RazorError, match=r"rows='best'. Choices: even, error"):
+        RowMix(Integer(4, 8), Ternary(8), 0.5, "best")
