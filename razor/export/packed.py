@@ -65,7 +65,7 @@ def save_packed(
 
 
 def load_packed(folder: Path, keep_decoded: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a packed folder on the CPU, ready to generate.
+    """Load a packed folder on the CPU, ready to generate (keys and values in a `QuantCache`, if the plan says so).
 
     Args:
         folder: made by `save_packed`.
@@ -86,7 +86,7 @@ def load_packed(folder: Path, keep_decoded: bool = True) -> tuple[PreTrainedMode
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise RazorError(f"'{folder / WEIGHTS}' cannot be read ({type(error).__name__}: {error}).") from error
-    model = _empty(config_from(folder.name, card["architecture"]))
+    model = _empty(config_from(folder.name, card["architecture"]), compute_dtype)
     swap_in_coded(model, plan, compute_dtype, keep_decoded)
     _fill(model, state, compute_dtype, folder)
     if plan.kv_cache is not None:
@@ -125,13 +125,13 @@ def _read_card(folder: Path) -> dict[str, Any]:
         raise RazorError(f"'{folder}' is no packed model: {CARD} is missing or damaged.") from error
 
 
-def _empty(config: Any) -> PreTrainedModel:
-    """The architecture with its buffers (rotary frequencies) but without initialised weights."""
+def _empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """The architecture with its buffers (rotary frequencies, scales) but without initialised weights."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()
     return model
 

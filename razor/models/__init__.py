@@ -4,6 +4,7 @@ from razor.models.attention import quantize_kv
 from razor.models.byte_tokenizer import byte_tokenizer
 from razor.models.gguf_package import GGUFPackage
 from razor.models.hub import HubModel
+from razor.models.kv_cache import QuantCache, quant_cache
 from razor.models.random_model import RandomModel
 from razor.models.record import layers_of, record
 from razor.models.source import ModelSource, config_from
@@ -13,11 +14,13 @@ __all__ = [
     "GGUFPackage",
     "HubModel",
     "ModelSource",
+    "QuantCache",
     "RandomModel",
     "byte_tokenizer",
     "config_from",
     "layers_of",
     "make_student",
+    "quant_cache",
     "quantize_kv",
     "record",
 ]

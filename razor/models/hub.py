@@ -63,9 +63,7 @@ class HubModel(ModelSource):
             return super().config()
         from transformers import AutoConfig
 
-        config = self._get(AutoConfig)
-        config._attn_implementation = "sdpa"
-        return config
+        return self._get(AutoConfig)
 
     def prepare(self) -> None:
         """Fetch config and tokenizer, which shows early whether the model can be had."""

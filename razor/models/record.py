@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+LAYERS = ("layers", "h")
+"""What decoders call the list of their layers; GPT-2 says `h`."""
+
+
 def record(model: PreTrainedModel, batch: Batch, layers: Iterable[int] = ()) -> Trace:
     """One pass over a batch of packed documents.
 
@@ -35,8 +39,8 @@ def record(model: PreTrainedModel, batch: Batch, layers: Iterable[int] = ()) -> 
         for index in wanted
         if 0 < index < len(blocks)
     ]
-    if 0 in wanted:
-        handles.append(decoder.get_input_embeddings().register_forward_hook(_keep(states, 0)))
+    if 0 in wanted:  # what goes into the first layer: some models add positions to the embedding
+        handles.append(blocks[0].register_forward_pre_hook(_keep_input(states), with_kwargs=True))
     try:
         hidden = decoder(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
@@ -59,17 +63,29 @@ def decoder_of(model: PreTrainedModel) -> Any:
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers, in order."""
-    layers = getattr(decoder_of(model), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise RazorError(
-            f"{type(model).__name__} keeps its layers where Razor does not look (decoder.layers)."
-        )
-    return layers
+    """The decoder's layers, in order.
+
+    Raises:
+        RazorError: they are nowhere that Razor looks.
+    """
+    for name in LAYERS:
+        if isinstance(layers := getattr(decoder_of(model), name, None), nn.ModuleList):
+            return layers
+    raise RazorError(
+        f"{type(model).__name__} keeps its layers where Razor does not look "
+        f"({', '.join(f'decoder.{name}' for name in LAYERS)})."
+    )
 
 
 def _keep(states: dict[int, Tensor], index: int) -> Any:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         states[index] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _keep_input(states: dict[int, Tensor]) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        states[0] = inputs[0] if inputs else named["hidden_states"]
 
     return hook

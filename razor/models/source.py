@@ -62,7 +62,7 @@ class ModelSource(ABC):
 
     @abstractmethod
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The model on the CPU, in evaluation mode, with SDPA attention."""
+        """The model on the CPU, in evaluation mode, with SDPA attention if it has it."""
 
 
 def config_from(name: str, architecture: Mapping[str, Any]) -> PretrainedConfig:
@@ -78,6 +78,4 @@ def config_from(name: str, architecture: Mapping[str, Any]) -> PretrainedConfig:
     if kind not in CONFIG_MAPPING:
         near = did_you_mean(kind, list(CONFIG_MAPPING)).split(" Choices:")[0]
         raise RazorError(f"Model '{name}' has model_type '{kind}', which Transformers does not know.{near}")
-    config = AutoConfig.for_model(kind, **fields)
-    config._attn_implementation = "sdpa"
-    return config
+    return AutoConfig.for_model(kind, **fields)

@@ -25,10 +25,19 @@ def make_student(teacher: PreTrainedModel, plan: Plan, compute_dtype: torch.dtyp
     """
     check_head(teacher)
     student = copy.deepcopy(teacher)
-    quantize_modules(student, plan, compute_dtype)
-    if plan.kv_cache is not None:
-        quantize_kv(student, plan.kv_cache)
+    quantize_in_place(student, plan, compute_dtype)
     return student.requires_grad_(True).train()
+
+
+def quantize_in_place(model: PreTrainedModel, plan: Plan, compute_dtype: torch.dtype) -> None:
+    """Weights, activations, keys and values of `model`, by a plan.
+
+    Raises:
+        RazorError: the plan does not fit.
+    """
+    quantize_modules(model, plan, compute_dtype)
+    if plan.kv_cache is not None:
+        quantize_kv(model, plan.kv_cache)
 
 
 def check_head(model: PreTrainedModel) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from razor.errors import RazorError
 from razor.export import packed as packed_module
 from razor.export.packed import CARD, WEIGHTS, load_packed, packed_bytes, save_packed
-from razor.models import RandomModel
-from razor.models.attention import NAME
+from razor.models import QuantCache, RandomModel
+from razor.models.attention import SUFFIX
 from razor.quant import measure
 from razor.storage import file_digest
 
@@ -70,7 +70,9 @@ def test_generates_as_the_student_does(tiny_student: Callable[..., Any], tmp_pat
     prompt = words("Once upon a time", return_tensors="pt")
     made = [m.eval().generate(**prompt, max_new_tokens=12, do_sample=False) for m in (student, reloaded)]
     assert torch.equal(*made)
-    assert reloaded.config._attn_implementation == NAME
+    assert reloaded.config._attn_implementation == "sdpa" + SUFFIX
+    asked = {"max_new_tokens": 2, "return_dict_in_generate": True}
+    assert isinstance(reloaded.generate(**prompt, **asked).past_key_values, QuantCache)
     assert {type(layer.self_attn.kv_format).__name__ for layer in reloaded.model.layers} == {"Integer"}
     assert reloaded.generation_config.eos_token_id == tokenizer.eos_token_id
     assert words.chat_template == tokenizer.chat_template

@@ -72,7 +72,8 @@ def test_the_students_head_is_its_quantized_one(pair, make_packed):
     assert isinstance(head, QuantLinear)
     assert torch.equal(trace.head_weight, head.weights.format.quantize(head.weight.detach()))
     assert torch.equal(
-        trace.hidden, head.activations.quantize(record(student, make_packed(), [LAYERS]).states[LAYERS])
+        trace.hidden,
+        head.activations.format.quantize(record(student, make_packed(), [LAYERS]).states[LAYERS]),
     )
 
 
