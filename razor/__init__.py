@@ -3,6 +3,49 @@
 A frozen 16-bit teacher, a student whose weights, activations and KV cache are quantized while it trains,
 and losses between the two. One folder for each step: `quant` (formats), `distill` (losses), `models`,
 `data`, `evals`, `export`, `train`, `serve`.
+
+For a training loop of your own, these are enough (docs/recipe.md):
+
+    recipe = razor.Recipe.load("recipe.yaml")
+    student = razor.quantize(copy.deepcopy(teacher), recipe)
+    distiller = razor.Distiller(recipe, student, teacher)
+    loss, parts = distiller(input_ids=ids, attention_mask=mask, labels=labels)
+    razor.save(student, tokenizer, "small")
+    model, tokenizer = razor.load("small")
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from razor.distiller import Distiller
+    from razor.errors import RazorError
+    from razor.export.folder import load, save
+    from razor.optimizer import parameter_groups
+    from razor.recipe import Recipe, quantize
+
 __version__ = "0.1.0"
+__all__ = ["Distiller", "RazorError", "Recipe", "load", "parameter_groups", "quantize", "save"]
+
+_HOMES = {
+    "Distiller": "razor.distiller",
+    "RazorError": "razor.errors",
+    "Recipe": "razor.recipe",
+    "load": "razor.export.folder",
+    "parameter_groups": "razor.optimizer",
+    "quantize": "razor.recipe",
+    "save": "razor.export.folder",
+}
+"""Looked up when asked for, so that `import razor` stays light."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'razor' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from razor.distill.chunked import chunked_loss, teacher_entropy, teacher_logits
 from razor.distill.loss import FeatureLoss, LogitsLoss
 from razor.distill.trace import Trace
 from razor.errors import RazorError, did_you_mean
+from razor.spec import construct, spec_of
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Objective(nn.Module):
 
     def __init__(self, losses: Mapping[str, LogitsLoss | FeatureLoss], weights: Mapping[str, float]) -> None:
         super().__init__()
+        if unusable := [name for name in losses if "." in name or not name or hasattr(nn.ModuleDict(), name)]:
+            raise RazorError(f"distill.losses.{unusable[0]}: a loss cannot have this name; choose another.")
         if unknown := sorted(set(weights) - set(losses)):
             raise RazorError(f"distill.weights names '{unknown[0]}'.{did_you_mean(unknown[0], losses)}")
         if missing := sorted(set(losses) - set(weights)):
@@ -67,6 +71,22 @@ class Objective(nn.Module):
         self.logits_losses = {n: loss for n, loss in active.items() if isinstance(loss, LogitsLoss)}
         self.feature_losses = {n: loss for n, loss in active.items() if isinstance(loss, FeatureLoss)}
         self.losses = nn.ModuleDict(active)
+
+    def spec(self) -> dict[str, Any]:
+        """A plain description, from which `from_spec` builds the same objective; losses of weight 0 are gone."""
+        return {
+            "losses": {name: spec_of(loss) for name, loss in self.losses.items()},
+            "weights": dict(self.weights),
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], where: str = "distill") -> Objective:
+        """Inverse of `spec`.
+
+        Raises:
+            RazorError: an unknown loss or argument, or names and weights that do not match.
+        """
+        return construct(cls, spec, where)
 
     @property
     def needs_teacher(self) -> bool:

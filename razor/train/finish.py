@@ -12,6 +12,7 @@ from razor.data.steps import StepBatches
 from razor.errors import RazorError
 from razor.evals.figures import draw_losses, draw_score_vs_ratio
 from razor.evals.report import Report, Row
+from razor.export.folder import RECIPE
 from razor.export.packed import load_packed, packed_bytes, save_packed
 from razor.train.evaluation import Evaluation
 from razor.train.facts import environment
@@ -37,6 +38,7 @@ def finish(
     packed = job.folder / "packed"
     student = student.cpu().eval()
     save_packed(student, prepared.plan, evaluation.tokenizer, job.settings.dtype, packed)
+    prepared.recipe.save(packed / RECIPE)
     check_packed(student, packed, evaluation)
     report = Report(
         title=f"{job.model.name}, {job.recipe.name} ({job.recipe.w_a_kv})",

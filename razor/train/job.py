@@ -20,7 +20,7 @@ from razor.errors import RazorError
 from razor.evals.harness import Benchmark
 from razor.models import ModelSource
 from razor.quant import ModelSize, Plan, measure
-from razor.recipe import QuantRecipe
+from razor.recipe import PlanFile, QuantRecipe, Recipe
 from razor.storage import require_space
 from razor.train.estimate import Estimate, estimate
 from razor.train.settings import TrainSettings
@@ -33,7 +33,7 @@ class Job:
     folder: Path
     model: ModelSource
     model_note: str | None
-    recipe: QuantRecipe
+    recipe: QuantRecipe | PlanFile
     objective: Objective
     source: TextSource
     sequence_length: int
@@ -55,6 +55,13 @@ class Prepared:
     plan: Plan
     size: ModelSize
     needs: Estimate
+
+    @property
+    def recipe(self) -> Recipe:
+        """What this run does to the model, to be given to another; where the formats follow no recipe, the plan."""
+        job = self.job
+        quant = job.recipe if isinstance(job.recipe, QuantRecipe) else PlanFile(job.recipe.name, self.plan)
+        return Recipe(job.recipe.name, quant, job.objective, job.settings.compute_dtype)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         job, total = self.job, self.size.total

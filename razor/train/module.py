@@ -1,8 +1,7 @@
 """The LightningModule: a frozen teacher, a quantized student, and the losses between them.
 
-One micro-batch: the teacher runs without gradient; the objective settles what depends on the teacher alone
-(EAKLD's gamma, AFD's layers); the student runs and records just what is needed; the weighted loss goes to
-Lightning, which accumulates, clips and steps.
+One micro-batch: the distiller runs teacher and student and gives the weighted loss; Lightning accumulates,
+clips and steps.
 
 The teacher is no submodule: it is never trained, moved or saved by accident, and a checkpoint holds the
 student alone.
@@ -10,7 +9,6 @@ student alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -18,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from razor.distill import Batch, Objective
-from razor.models import layers_of, record
+from razor.distiller import Distiller
+from razor.optimizer import parameter_groups
+from razor.quant import set_progress
 from razor.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -45,14 +45,13 @@ class DistillModule(L.LightningModule):
         steps: int,
     ) -> None:
         super().__init__()
-        self.student, self.objective = student, objective
-        self.settings, self.steps = settings, steps
-        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
+        self.student, self.settings, self.steps = student, settings, steps
+        self.distiller = Distiller(objective, student, teacher)
 
     @property
     def teacher(self) -> PreTrainedModel | None:
         """The frozen teacher."""
-        return self._teacher[0] if self._teacher else None
+        return self.distiller.teacher
 
     def on_fit_start(self) -> None:
         """Put the teacher beside the student."""
@@ -61,21 +60,8 @@ class DistillModule(L.LightningModule):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Weighted loss of a micro-batch, and everything worth logging by name."""
-        seen_by_teacher = None
-        if self.teacher is not None:
-            layers = self.objective.teacher_layers(len(layers_of(self.teacher)))
-            with torch.no_grad():
-                seen_by_teacher = record(self.teacher, batch, layers)
-        seen = self.objective.observe(seen_by_teacher, batch)
-        student = record(self.student, batch, seen.student_layers)
-        loss, parts = self.objective(student, seen_by_teacher, batch, seen)
-        facts = {f"{loss}/{key}": value for loss, own in seen.facts.items() for key, value in own.items()}
-        chosen = {
-            f"{name}/layer_{rank}": float(layer)
-            for name, layers in seen.layers.items()
-            for rank, layer in enumerate(layers)
-        }
-        return loss, {f"loss/{name}": value for name, value in parts.items()} | facts | chosen
+        set_progress(self.student, self.global_step / self.steps)  # for formats that change on the way
+        return self.distiller.loss(batch)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Lightning divides by the number of micro-batches; `share` makes up for unequal ones."""
@@ -93,8 +79,7 @@ class DistillModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW (weight decay on matrices only) under the settings' schedule."""
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.student.named_parameters(), self.settings.weight_decay),
-            lr=self.settings.learning_rate,
+            parameter_groups(self.student, self.settings.learning_rate, self.settings.weight_decay),
             betas=(self.settings.betas[0], self.settings.betas[1]),
             fused=True,
         )
@@ -102,14 +87,3 @@ class DistillModule(L.LightningModule):
             optimizer, lambda step: self.settings.learning_rate_factor(step, self.steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
-) -> list[dict[str, Any]]:
-    """Matrices with weight decay; vectors (norms, biases) without."""
-    trained = [p for _, p in parameters if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]

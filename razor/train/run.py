@@ -1,7 +1,7 @@
 """The main job: one folder, from a config to a small model and a report.
 
     check       everything that can be wrong is found before anything heavy runs
-    plan        what will be done, how large it becomes, what it will take: printed
+    plan        what will be done, how large it becomes, what it will take: printed, and kept in recipe.yaml
     data        read or written by the teacher, split, packed
     train       teacher scored, plain rounding scored, student distilled, student scored
     pack        the small model, reloaded and compared with the student
@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from razor.data.corpus import Corpus
 from razor.data.sources.base import Teacher
 from razor.data.steps import StepBatches
+from razor.export.folder import RECIPE
 from razor.models import make_student
 from razor.train.budget import steps_of_run
 from razor.train.checkpoints import AtomicCheckpointIO, Checkpoints, newest
@@ -55,6 +56,8 @@ def run_job(job: Job) -> int:
     started = time.perf_counter()
     quieten()
     prepared = check(job)
+    if not (job.folder / RECIPE).is_file():
+        prepared.recipe.save(job.folder / RECIPE)
     print(f"\n{prepared}\n", flush=True)
     resume_from = newest(job.folder / "checkpoints")
     loggers = [make(folder=job.folder, name=job.folder.name) for make in job.loggers.values()]

@@ -15,7 +15,7 @@ from razor.data.packing import PackedRows, pack
 from razor.data.steps import StepBatches
 from razor.distill import AdaptiveFeatures, CrossEntropy, ForwardKL, Objective
 from razor.train.loader import StepData
-from razor.train.module import DistillModule, parameter_groups
+from razor.train.module import DistillModule
 from razor.train.settings import TrainSettings
 
 
@@ -86,21 +86,19 @@ def test_the_loss_falls_and_a_teacher_is_not_always_needed(make_module: Callable
     assert float(after.detach()) < 0.9 * float(before.detach())
 
 
-def test_norms_are_not_decayed(make_module: Callable[..., DistillModule]) -> None:
-    module = make_module(weight_decay=0.3)
-    groups = parameter_groups(module.student.named_parameters(), 0.3)
-    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
-    assert {parameter.ndim for parameter in groups[0]["params"]} == {2}
-    assert {parameter.ndim for parameter in groups[1]["params"]} == {1}
-    assert sum(len(group["params"]) for group in groups) == len(list(module.student.parameters()))
-    module.student.model.norm.requires_grad_(False)
-    fewer = parameter_groups(module.student.named_parameters(), 0.3)
-    assert sum(len(group["params"]) for group in fewer) == len(list(module.student.parameters())) - 1
+def test_annealed_formats_know_how_far_training_is(
+    make_module: Callable[..., DistillModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr("razor.train.module.set_progress", lambda model, progress: seen.append(progress))
+    fit(make_module(steps=4), StepBatches(rows(), 4, 1, accumulate=2))
+    assert seen == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
 def test_optimizer_follows_the_settings(make_module: Callable[..., DistillModule]) -> None:
     module = make_module(steps=10, learning_rate=2e-3, betas=[0.8, 0.9], warmup=0.2)
     made = module.configure_optimizers()
+    assert [group["weight_decay"] for group in made["optimizer"].param_groups] == [0.01, 0.0]  # norms: none
     assert made["optimizer"].defaults["betas"] == (0.8, 0.9)
     assert made["lr_scheduler"]["interval"] == "step"
     assert [group["lr"] for group in made["optimizer"].param_groups] == pytest.approx([2e-3 / 3] * 2)

@@ -1,0 +1,170 @@
+"""One call from tokens to a loss: teacher, student and the losses of a recipe between them.
+
+The order is the whole method. The teacher runs without gradient and records what the losses look at; the
+objective settles what depends on the teacher alone (EAKLD's gamma, AFD's layers); the student runs and
+records just the layers that were chosen; the losses make logits chunk by chunk from hidden states, so the
+[tokens, vocabulary] tensor never exists.
+
+    distiller = razor.Distiller(recipe, student, teacher)
+    loss, parts = distiller(input_ids=ids, attention_mask=mask, labels=labels)
+    loss.backward()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from razor.distill import Batch, Objective
+from razor.distiller.inputs import batch_of
+from razor.errors import RazorError
+from razor.models import layers_of, record
+from razor.models.student import check_head
+from razor.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Distiller:
+    """The losses between a student and its teacher. No module: it owns neither, and saves nothing.
+
+    Args:
+        recipe: what `Recipe.load` takes, or an `Objective`.
+        student: the model in training, as `razor.quantize` returns it.
+        teacher: the 16-bit model, which is frozen here and follows the student to its device; None if no loss
+            looks at it.
+
+    Raises:
+        RazorError: no losses; a teacher that is missing, is the student itself, or does not fit it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | Objective | Mapping[str, Any] | str | Path,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None = None,
+    ) -> None:
+        self.objective = _objective(recipe)
+        self.student, self.teacher = student, None
+        for model in (student, teacher):
+            if model is not None and not hasattr(model, "get_decoder"):
+                raise RazorError(
+                    f"Distiller wants a causal language model of Transformers itself, not a {type(model).__name__} "
+                    "(of a wrapper: wrapper.module)."
+                )
+        check_head(student)
+        if not self.objective.needs_teacher:
+            return
+        if teacher is None:
+            names = [
+                name for name, loss in self.objective.losses.items() if getattr(loss, "needs_teacher", True)
+            ]
+            raise RazorError(
+                f"The losses {', '.join(names)} need a teacher: Distiller(recipe, student, teacher)."
+            )
+        self._check_pair(student, teacher)
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def __call__(
+        self,
+        batch: Batch | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The weighted loss of a micro-batch (scalar, with gradient) and everything worth logging by name.
+
+        Args:
+            batch: a ready `Batch`, instead of all the others.
+            input_ids: [B, T] tokens; for these and the others see `batch_of`.
+            labels: [B, T], not shifted, -100 where there is no loss.
+            attention_mask: [B, T] 1 on text, 0 on padding.
+            position_ids: [B, T] restarting with each packed document.
+            documents: [B, T] index of the document, -1 on padding.
+
+        Raises:
+            RazorError: inputs that do not fit; nothing has run yet.
+        """
+        given = (input_ids, labels, attention_mask, position_ids, documents)
+        if batch is not None:
+            if any(tensor is not None for tensor in given):
+                raise RazorError("Give a Batch or tensors by name, not both.")
+            return self.loss(batch)
+        if input_ids is None or labels is None:
+            missing = "input_ids" if input_ids is None else "labels"
+            raise RazorError(
+                f"{missing} is missing. labels is input_ids with -100 wherever there should be no loss."
+            )
+        embedding: Any = self.student.get_input_embeddings()
+        if input_ids.device != embedding.weight.device:
+            raise RazorError(f"input_ids is on {input_ids.device}, the student on {embedding.weight.device}.")
+        vocabulary = embedding.num_embeddings
+        return self.loss(batch_of(input_ids, labels, vocabulary, attention_mask, position_ids, documents))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The same for a `Batch` on the student's device."""
+        observed = None
+        if self.teacher is not None:
+            if next(self.teacher.parameters()).device != batch.input_ids.device:
+                nn.Module.to(self.teacher, batch.input_ids.device)
+            with torch.no_grad():
+                observed = record(self.teacher, batch, self._teacher_layers(self.teacher))
+        seen = self.objective.observe(observed, batch)
+        student = record(self.student, batch, seen.student_layers)
+        loss, parts = self.objective(student, observed, batch, seen)
+        facts = {f"{name}/{key}": value for name, own in seen.facts.items() for key, value in own.items()}
+        chosen = {
+            f"{name}/layer_{rank}": float(layer)
+            for name, layers in seen.layers.items()
+            for rank, layer in enumerate(layers)
+        }
+        return loss, {f"loss/{name}": value for name, value in parts.items()} | facts | chosen
+
+    def _teacher_layers(self, teacher: PreTrainedModel) -> set[int]:
+        return self.objective.teacher_layers(len(layers_of(teacher)))
+
+    def _check_pair(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        if teacher is student:
+            raise RazorError(
+                "Teacher and student are one model: razor.quantize works in place, so copy the teacher before "
+                "(teacher = copy.deepcopy(model))."
+            )
+        check_head(teacher)
+        own, other = (_vocabulary(model) for model in (student, teacher))
+        if own != other:
+            raise RazorError(
+                f"The student has {own} tokens, the teacher {other}: losses between distributions need one "
+                "vocabulary."
+            )
+        if self._teacher_layers(teacher):
+            shapes = [(len(layers_of(m)), m.config.hidden_size) for m in (student, teacher)]
+            if shapes[0] != shapes[1]:
+                raise RazorError(
+                    f"{', '.join(self.objective.feature_losses)} compares hidden states layer by layer, but the "
+                    f"student has {shapes[0][0]} layers of width {shapes[0][1]} and the teacher {shapes[1][0]} of "
+                    f"{shapes[1][1]}."
+                )
+
+
+def _objective(recipe: Recipe | Objective | Mapping[str, Any] | str | Path) -> Objective:
+    if isinstance(recipe, Objective):
+        return recipe
+    loaded = Recipe.load(recipe)
+    if loaded.distill is None:
+        raise RazorError(
+            f"The recipe '{loaded.name}' has no distill section, so there is nothing to minimise."
+        )
+    return loaded.distill
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    head: Any = model.get_output_embeddings()
+    return len(head.weight)
