@@ -23,7 +23,7 @@ DOC_TESTS = $(wildcard tests/test_readme.py tests/test_docs.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all lint type docs clean
+.PHONY: help setup run test test-all lint type docs bench clean
 
 help: ## this list
 	@echo "make TARGET      (options: ARGS=\"key=value ...\"  VENV=folder  BOOT=python3.12)"
@@ -63,6 +63,9 @@ type: setup ## static types
 
 docs: setup ## the commands in the README run, and the links in the documents lead somewhere
 	$(PYTHON) -m pytest $(DOC_TESTS) $(ARGS)
+
+bench: setup ## speed and memory, each benchmark one JSON line; wants an idle machine and some minutes
+	@for file in benchmarks/*.py; do $(PYTHON) $$file || exit 1; done
 
 clean: ## remove build products and tool caches; runs/, .venv and the user's cache stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -61,7 +61,9 @@ def explain(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, RazorError):
-            return str(cause)
+            building = re.search(r"Error in call to target .*full_key: (\S+)", str(error), re.S)
+            place = building.group(1) if building else ""
+            return str(cause) if place in str(cause) else f"{place}: {cause}"
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
     if option := re.search(r"Could not find '(\S+)/(\S+)'", text):
@@ -112,19 +114,48 @@ def model_source(config: DictConfig) -> Any:
     return build(model.source)
 
 
+def quantization(config: DictConfig) -> Any:
+    """What a config's `quant` says, a recipe or a plan.
+
+    Raises:
+        RazorError: `recipe=FILE` was given, but nothing reads it.
+    """
+    parts = [config.get("quant") or {}, config.get("distill") or {}]
+    if config.get("recipe") is not None and not any("recipe" in part for part in parts):
+        raise RazorError(
+            f"recipe={config.recipe} is read by quant=recipe and distill=recipe alone: give one."
+        )
+    return build(config.quant)
+
+
+def from_recipe(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """`${from_recipe:key,default}`: a key of the file given as `recipe=FILE`, or the default without one."""
+    from razor.recipe import Recipe
+
+    path = OmegaConf.select(_root_, "recipe")
+    return default if path is None else Recipe.load(path).to_dict()[key]
+
+
+OmegaConf.register_new_resolver("from_recipe", from_recipe, replace=True)
+
+
 def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     """The main job: compose -> distill -> evaluate -> pack -> report, all in `folder`."""
+    from razor.export.folder import RECIPE
+    from razor.recipe import Recipe
     from razor.train.job import Job
     from razor.train.run import run_job
 
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
+    own = folder / RECIPE
+    kept = Recipe.load(own) if resume and own.is_file() else None  # nothing outside its folder steers a run
     job = Job(
         folder=folder,
         model=model_source(config),
         model_note=config.model.note,
-        recipe=build(config.quant),
-        objective=build(config.distill),
+        recipe=kept.quant if kept and kept.quant else quantization(config),
+        objective=kept.distill if kept and kept.distill else build(config.distill),
         source=build(config.data.source),
         sequence_length=config.data.sequence_length,
         rows_per_batch=config.data.rows_per_batch,
@@ -195,11 +226,27 @@ def size(overrides: Sequence[str]) -> int:
     from razor.evals.size_table import size_summary, size_table
 
     config = composed("size", overrides)
-    source, recipe = model_source(config), build(config.quant)
+    source, recipe = model_source(config), quantization(config)
     if config.json:
         print(json.dumps(size_summary(source, recipe)))
     else:
         print(size_table(source, recipe))
+    return 0
+
+
+def plan(overrides: Sequence[str]) -> int:
+    """`razor plan`: which matrix of a model gets what."""
+    import json
+
+    from razor.evals.plan_table import PlanTable
+
+    config = composed("plan", overrides)
+    table = PlanTable(model_source(config), quantization(config))
+    written = [] if config.out is None else table.write(Path(config.out))
+    if config.json:
+        print(json.dumps(table.summary()))
+    else:
+        print("\n".join([table.text(config.full), *(f"wrote {path}" for path in written)]))
     return 0
 
 
@@ -217,7 +264,28 @@ def chat(overrides: Sequence[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"size": size, "chat": chat}
+def formats(overrides: Sequence[str]) -> int:
+    """`razor formats`: a table of all number formats."""
+    from razor.evals.format_table import decoder_matrices, format_table
+
+    config = composed("formats", overrides)
+    names = sorted(path.stem for path in (conf_dir() / "quant" / "format").glob("*.yaml"))
+    built = {name: build(composed("formats", [f"+quant/format@format={name}"]).format) for name in names}
+    matrices = None
+    if config.real:
+        source = model_source(config)
+        source.prepare()
+        matrices = decoder_matrices(source)
+    print(format_table(built, matrices, config.model.name))
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "formats": formats,
+    "size": size,
+    "plan": plan,
+    "chat": chat,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print("razor <verb> key=value ...\n\nVerbs:")
         for name, verb in VERBS.items():
-            print(f"  {name:6s} {(verb.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:8s} {(verb.__doc__ or '').splitlines()[0]}")
         print("\nOptions of a verb: conf/<verb>.yaml. The main job: python train.py (conf/train.yaml).")
         return 0
 

@@ -91,7 +91,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "group size": (["model.group=48"], ["Group 48", "64 inputs of 'model.", "8, 16, 32, 64"]),
     "group of nothing": (["model.group=0"], ["'0'", "positive"]),
     "KV group": (["model.kv_group=5"], ["Group 5", "head_dim", "8, 16"]),
-    "fraction": (["quant.weights.fraction=1.5"], ["'1.5'", "0..1", "quant.weights.fraction"]),
+    "fraction": (["quant.weights.fraction=1.5"], ["quant.weights: ", "'1.5'", "0..1"]),
     "sequence": (
         ["data.sequence_length=2048"],
         ["data.sequence_length=2048", "max_position_embeddings=1024"],

@@ -13,7 +13,7 @@ from razor import cli
 from razor.distill import Objective
 from razor.evals import Benchmark
 from razor.models import ModelSource
-from razor.recipe import QuantRecipe
+from razor.recipe import PlanFile, QuantRecipe, Recipe
 from razor.train.settings import TrainSettings
 
 CONF = cli.conf_dir()
@@ -30,6 +30,7 @@ VALUES = {
     ("model", "hub"): ["model.id=somewhere/something"],
     ("data", "local_text"): ["data.source.path=text.txt"],
     ("data", "local_jsonl"): ["data.source.path=chats.jsonl"],
+    ("quant", "plan"): ["quant.plan=plan.yaml"],
 }
 
 
@@ -42,6 +43,14 @@ def missing_in(config: Any) -> set[str]:
         return {name.lstrip(".")} if node == "???" else set()
 
     return search(OmegaConf.to_container(config, resolve=False), "")
+
+
+def recipe_and_plan(folder: Path) -> None:
+    """recipe.yaml and plan.yaml, of the defaults, for the options that read them."""
+    config = cli.composed("train", ["model=tiny_llama"])
+    quant = cli.build(config.quant)
+    Recipe("defaults", quant, cli.build(config.distill)).save(folder / "recipe.yaml")
+    quant.plan(cli.model_source(config).skeleton()).save(folder / "plan.yaml")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
@@ -64,15 +73,18 @@ def test_every_option_composes_and_instantiates(
     group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # for trainer=gpu
+    monkeypatch.chdir(tmp_path)
+    recipe_and_plan(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     given = VALUES.get((group, option), [])
     bare = cli.composed("train", [f"{group}={option}"])
     assert missing_in(bare) == {word.partition("=")[0] for word in given}
+    given = [*given, "recipe=recipe.yaml"] if option == "recipe" else given
     config = cli.composed("train", [f"{group}={option}", *given])
     assert not missing_in(config)
     OmegaConf.to_container(config, resolve=True)  # every reference leads somewhere
     assert isinstance(cli.model_source(config), ModelSource)
-    assert isinstance(cli.build(config.quant), QuantRecipe)
+    assert isinstance(cli.build(config.quant), PlanFile if option == "plan" else QuantRecipe)
     assert isinstance(cli.build(config.distill), Objective)
     assert isinstance(cli.build(config.trainer), TrainSettings)
     assert isinstance(cli.build(config.evals), Benchmark)

@@ -16,8 +16,9 @@ from razor.evals.report import SCHEMA
 
 ROW = ["name", "w_a_kv", "tasks", "average", "perplexity", "kl", "ratio_paper", "ratio_disk", "bytes_disk"]
 CONF = Path(__file__).resolve().parent.parent / "conf"
-QUANTS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
-DISTILLS = sorted(path.stem for path in (CONF / "distill").glob("*.yaml"))
+FILES = {"plan", "recipe"}  # options that read a file: tests/test_recipe_runs.py
+QUANTS = sorted({path.stem for path in (CONF / "quant").glob("*.yaml")} - FILES)
+DISTILLS = sorted({path.stem for path in (CONF / "distill").glob("*.yaml")} - FILES)
 
 
 def report_of(folder: Path) -> dict[str, Any]:

@@ -74,6 +74,19 @@ class Place:
         path.write_text("\n".join(pairs if path.suffix == ".jsonl" else texts))
         return path
 
+    def own_files(self, given: dict[str, str], model: str) -> dict[str, str]:
+        """The words of a command with the files that a reader would have: a recipe, a plan of the model."""
+        files = dict(given)
+        if "recipe" in given:
+            files["recipe"] = str(self.run / "recipe.yaml")
+        if "quant.plan" in given:
+            made = self.razor("plan", f"model={model}", f"out={self.tmp / 'plan'}")
+            assert made.code == 0, made.err
+            files["quant.plan"] = str(self.tmp / "plan" / "plan.yaml")
+        if "out" in given:
+            files["out"] = str(self.tmp / given["out"])
+        return files
+
 
 @pytest.fixture
 def place(main_job: Any, razor: Any, finished_run: Any, tmp_path: Path) -> Place:
@@ -91,6 +104,7 @@ def made_tiny(words: list[str], place: Place) -> list[str]:
     if "data.source.path" in kept:
         kept["data.source.path"] = str(place.data_file(given["data.source.path"]))
         del tiny["data.source.tokens"]
+    kept = place.own_files(kept, TINY["model"])
     return [f"{key}={value}" for key, value in (kept | tiny).items()]
 
 
@@ -124,7 +138,9 @@ def main_job(words: list[str], place: Place) -> None:
 
 def verb(words: list[str], place: Place) -> None:
     """razor ..."""
-    given = [f"run={place.run}" if word.startswith("run=") else word for word in words]
+    options = dict(word.partition("=")[::2] for word in words[1:])
+    options = place.own_files(options, options.get("model", "smollm2_135m"))
+    given = [words[0], *(f"{key}={place.run if key == 'run' else value}" for key, value in options.items())]
     if words[0] == "chat":
         given += ["max_new_tokens=4"] + ([] if "prompt=" in " ".join(words) else ["prompt=Hello"])
     done = place.razor(*given)
@@ -194,6 +210,28 @@ def test_the_readme_shows_the_main_commands() -> None:
 def test_command(command: str, place: Place) -> None:
     check, words = handler(command)
     check(words, place)
+
+
+def test_the_loop_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python, as it stands, on a tiny model."""
+    import torch
+
+    source = cli.model_source(cli.composed("size", ["model=tiny_llama"]))
+    model, tokenizer = source.load(torch.bfloat16), source.tokenizer()
+    before = model.lm_head.weight.detach().clone()
+    rows = tokenizer(["some text", "and more of it"], padding=True, return_tensors="pt")
+    batches = [{"labels": rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100), **rows}] * 3
+    block = next(
+        b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "Distiller" in b
+    )
+    shutil.copy(ROOT / "docs" / "examples" / "recipe.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = {"model": model, "tokenizer": tokenizer, "batches": batches}
+    exec(block, names)
+    assert not torch.equal(names["student"].lm_head.weight, before)
+    ids, trained = rows["input_ids"], names["student"].eval()
+    with torch.no_grad():
+        assert torch.equal(names["model"](ids).logits, trained(ids).logits)
 
 
 def test_commands_are_found_as_a_shell_would(tmp_path: Path) -> None:

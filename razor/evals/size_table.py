@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from razor.models import ModelSource
 from razor.quant import ModelSize, measure
-from razor.recipe import QuantRecipe
+from razor.recipe import PlanFile, QuantRecipe
 
 
-def size_summary(source: ModelSource, recipe: QuantRecipe) -> dict[str, Any]:
+def size_summary(source: ModelSource, recipe: QuantRecipe | PlanFile) -> dict[str, Any]:
     """The figures of `razor size json=true`."""
     total = _measure(source, recipe).total
     return {
@@ -23,7 +24,7 @@ def size_summary(source: ModelSource, recipe: QuantRecipe) -> dict[str, Any]:
     }
 
 
-def size_table(source: ModelSource, recipe: QuantRecipe) -> str:
+def size_table(source: ModelSource, recipe: QuantRecipe | PlanFile) -> str:
     """A table for people."""
     size = _measure(source, recipe)
     lines = [
@@ -50,6 +51,21 @@ def size_table(source: ModelSource, recipe: QuantRecipe) -> str:
     return "\n".join(lines)
 
 
-def _measure(source: ModelSource, recipe: QuantRecipe) -> ModelSize:
+def sizes_markdown(pairs: Iterable[tuple[ModelSource, QuantRecipe | PlanFile]]) -> str:
+    """A Markdown table for documents: a line for each model under a recipe."""
+    lines = [
+        "| model | quant | code bits | bits per weight | ratio (paper) | ratio (disk) | MB |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for source, recipe in pairs:
+        size = _measure(source, recipe)
+        total = size.total
+        figures = (size.code_bits, total.bits_per_weight, total.ratio_paper, total.ratio_disk)
+        cells = (source.name, recipe.name, *(f"{x:.2f}" for x in figures), f"{total.bytes_disk / 1e6:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _measure(source: ModelSource, recipe: QuantRecipe | PlanFile) -> ModelSize:
     skeleton = source.skeleton()
     return measure(skeleton, recipe.plan(skeleton))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from razor import cli
-from razor.evals.size_table import size_summary, size_table
+from razor.evals.size_table import size_summary, size_table, sizes_markdown
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+PUBLISHED = ["qwen3_0p6b", "qwen3_1p7b", "mobilellm_350m"]
+FOUR_WIDTHS = {"w4": 1.0, "mixed_2p79": 0.5, "mixed_1p88": 0.125, "w1p58": 0.0}  # part of the rows in int4
 MODELS = ["tiny_llama", "tiny_qwen3", "smollm2_135m", "mobilellm_350m", "qwen3_0p6b", "qwen3_1p7b"]
 QUANTS = ["w16", "w4", "mixed_2p79", "mixed_1p88", "w1p58"]
 
@@ -53,3 +58,48 @@ def test_table_adds_up() -> None:
     }
     assert sum(counts.values()) == 2 * counts["all"] and len(counts) == 4
     assert "accounting  5.05" in text
+
+
+def by_hand(vocab: int, hidden: int, wide: int, heads: int, kv_heads: int, head_dim: int, layers: int) -> Any:
+    """(rows, columns) of all matrices but the tied embedding, and the number of norm weights, by the papers."""
+    query, kv = heads * head_dim, kv_heads * head_dim
+    layer = [(query, hidden), (kv, hidden), (kv, hidden), (hidden, query)]
+    layer += [(wide, hidden), (wide, hidden), (hidden, wide)]
+    return layers * layer, (vocab, hidden), layers * 2 * hidden + hidden
+
+
+@pytest.mark.parametrize(("quant", "fraction"), FOUR_WIDTHS.items())
+@pytest.mark.parametrize(
+    ("model", "shape", "group", "head_norms"),
+    [
+        ("qwen3_0p6b", (151_936, 1024, 3072, 16, 8, 128, 28), 256, 28 * 2 * 128),
+        ("qwen3_1p7b", (151_936, 2048, 6144, 16, 8, 128, 28), 256, 28 * 2 * 128),
+        ("mobilellm_350m", (32_000, 960, 2560, 15, 5, 64, 32), 64, 0),
+    ],
+)
+def test_sizes_against_arithmetic_by_hand(
+    model: str, shape: tuple[int, ...], group: int, head_norms: int, quant: str, fraction: float
+) -> None:
+    matrices, (vocab, hidden), norms = by_hand(*shape)
+    norms += head_norms
+    parameters = vocab * hidden + norms + sum(rows * columns for rows, columns in matrices)
+    bits = vocab * hidden * (4 + 16 / group) + 16 * norms
+    stored = vocab * (hidden // 2 + 2 * hidden // group) + 2 * norms
+    for rows, columns in matrices:
+        high = math.ceil(rows * fraction)
+        bits += (4 * high + 1.58 * (rows - high) + 16 / group * rows) * columns
+        stored += high * columns // 2 + (rows - high) * math.ceil(columns / 5) + 2 * rows * columns // group
+    found = size_summary(*parts(model, quant))
+    assert found["parameters"] == parameters
+    assert found["bytes_disk"] == stored
+    assert found["ratio_paper"] == round(16 * parameters / bits, 4)
+    assert found["bits_per_weight"] == round(bits / parameters, 4)
+
+
+def test_the_document_shows_what_the_code_says() -> None:
+    made = sizes_markdown(parts(model, quant) for model in PUBLISHED for quant in FOUR_WIDTHS)
+    text = (ROOT / "docs" / "plans.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- sizes: begin -->")[1].split("<!-- sizes: end -->")[0].strip()
+    assert shown == made, made
+    ratios = [line.split("|")[5].strip() for line in made.splitlines()[2:6]]
+    assert ratios == ["3.94", "5.05", "6.40", "7.03"]
