@@ -95,7 +95,12 @@ def main(words: list[str]) -> None:
         for name in ("mixed", "plain")
     }
     where = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(json.dumps({"benchmark": "fake_quant", **options, "seconds": medians, **ratios, **where}))
+    every = {name: [round(t, 2) for t in times] for name, times in seconds.items()}
+    print(
+        json.dumps(
+            {"benchmark": "fake_quant", **options, "seconds": medians, **ratios, "all": every, **where}
+        )
+    )
 
 
 if __name__ == "__main__":

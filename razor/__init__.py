@@ -41,11 +41,16 @@ _HOMES = {
 """Looked up when asked for, so that `import razor` stays light."""
 
 
+_ROOMS = ("quant", "distill", "models")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"razor.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'razor' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_ROOMS})

@@ -242,7 +242,7 @@ def _wrong(where: str, value: Any, wanted: str) -> RazorError:
 def _show(value: Any) -> str:
     """A value as YAML and JSON write it, in one line, cut if long."""
     plain = {None: "null", True: "true", False: "false"}
-    text = plain[value] if value is None or isinstance(value, bool) else repr(value)
+    text = plain[value] if value is None or isinstance(value, bool) else " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:60] + "..."
 
 

@@ -35,10 +35,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` (file or folder, not yet existing); move it there on success.
 
     Raises:
-        RazorError: the disk is full (the temporary is removed, an older `path` stays as it was).
+        RazorError: the disk is full (the temporary is removed, an older `path` stays as it was), or nothing can
+            be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise disk_full(path) from error
+        raise RazorError(f"'{path}' cannot be written ({error.strerror}): choose another place.") from error
     try:
         yield temporary
         if path.is_dir() and temporary.is_dir():

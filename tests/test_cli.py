@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import HydraException
 
 from razor import cli
 from razor.errors import RazorError
@@ -133,14 +134,36 @@ def test_bad_input_ends_in_one_line(main_job: Any, case: str, monkeypatch: pytes
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+@pytest.mark.parametrize("help", ["--help", "-h"])
+def test_a_verb_shows_its_options(razor: Callable[..., Any], verb: str, help: str) -> None:
+    done = razor(verb, help)
+    assert done.code == 0 and done.out.startswith(f"`razor {verb}`") and "debug: false" in done.out
+
+
+@pytest.mark.parametrize(
+    "words", [("size", "json=maybe"), ("plan", "full=1"), ("formats", "real=perhaps"), ("plan", "json=null")]
+)
+def test_a_switch_is_true_or_false(razor: Callable[..., Any], words: tuple[str, str]) -> None:
+    key = words[1].partition("=")[0]
+    problem = razor(words[0], "model=tiny_llama", words[1]).problem
+    assert problem.startswith(f"razor: {key}=") and "true or false" in problem
+
+
+def test_a_folder_that_cannot_be_made_is_said(razor: Callable[..., Any]) -> None:
+    for verb in ("plan", "quantize"):
+        problem = razor(verb, "model=tiny_llama", "quant=w4", "out=/proc/nowhere").problem
+        assert "'/proc/nowhere" in problem and "cannot be written" in problem
+
+
 def test_debug_shows_the_traceback(main_job: Any) -> None:
     with pytest.raises(RazorError, match="held_out"):
         main_job("data.held_out=0", "debug=true")
     with pytest.raises(RazorError, match="sise"):
         cli.main(["sise", "debug=true"])
-    with pytest.raises(cli.HydraException, match="max_steps"):
+    with pytest.raises(HydraException, match="max_steps"):
         main_job("trainer.max_steps=0", "debug=true")
-    with pytest.raises(cli.HydraException, match="mixed_2p97"):
+    with pytest.raises(HydraException, match="mixed_2p97"):
         main_job("quant=mixed_2p97", "debug=true")
 
 

@@ -141,6 +141,8 @@ def verb(words: list[str], place: Place) -> None:
     options = dict(word.partition("=")[::2] for word in words[1:])
     options = place.own_files(options, options.get("model", "smollm2_135m"))
     given = [words[0], *(f"{key}={place.run if key == 'run' else value}" for key, value in options.items())]
+    if words[0] == "quantize":
+        given.append(f"model={TINY['model']}")
     if words[0] == "chat":
         given += ["max_new_tokens=4"] + ([] if "prompt=" in " ".join(words) else ["prompt=Hello"])
     done = place.razor(*given)

@@ -259,3 +259,50 @@ def test_the_recipe_of_the_document(source: Any) -> None:
         del plain["quant"][key]
     del plain["compute_dtype"]
     assert Recipe.load(plain).to_dict() == recipe.to_dict()
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"kind": "Ternary", "group": "row"},
+        {"kind": "LearnedScale", "base": {"kind": "StretchedElastic", "levels": 4, "group": "row"}},
+        {"kind": "RowMix", "high": {"kind": "Integer", "width": 4, "group": 9}, "fraction": 0.37}
+        | {"low": {"kind": "Ternary", "group": 9}, "rows": "error"},
+    ],
+)
+def test_a_convolutional_network_learns_in_bf16(weights: dict[str, Any]) -> None:
+    """Any torch module, batch norm included."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(),
+        nn.Linear(144, 10),
+    )  # fmt: skip
+    eight = {"kind": "Integer", "width": 8, "group": "row"}
+    quant = {"weights": weights, "embedding": eight, "activations": eight, "kv_cache": None}
+    student = razor.quantize(model, {"name": "conv", "quant": quant}).train()
+    optimizer = torch.optim.AdamW(razor.parameter_groups(student, 1e-2, 0.0))
+    x, y, losses = torch.randn(16, 3, 8, 8).bfloat16(), torch.randint(0, 10, (16,)), []
+    for _ in range(15):
+        loss = nn.functional.cross_entropy(student(x).float(), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0] and student[1].running_mean.dtype == torch.float32
+    with pytest.raises(RazorError, match="no attention layer whose KV cache"):
+        razor.quantize(nn.Sequential(nn.Linear(9, 8)), {"name": "kv", "quant": quant | {"kv_cache": eight}})
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path, source: Any) -> None:
+    student, tokenizer = razor.quantize(source.load(torch.bfloat16), PLAIN), source.tokenizer()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    (tmp_path / "file").write_text("words")
+    for place in ("mine", "file"):
+        with pytest.raises(RazorError, match="is there already and no packed model"):
+            razor.save(student, tokenizer, tmp_path / place)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "words"
+    with pytest.raises(RazorError, match="tokenizer=None"):
+        razor.save(student, None, tmp_path / "new")
+    razor.save(student, tokenizer, tmp_path / "new")
+    razor.save(student, tokenizer, tmp_path / "new")  # over an older packed model

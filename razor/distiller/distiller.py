@@ -97,12 +97,16 @@ class Distiller:
         if batch is not None:
             if any(tensor is not None for tensor in given):
                 raise RazorError("Give a Batch or tensors by name, not both.")
+            if not isinstance(batch, Batch):
+                raise RazorError("Give tensors by name: distiller(input_ids=..., labels=...).")
             return self.loss(batch)
         if input_ids is None or labels is None:
             missing = "input_ids" if input_ids is None else "labels"
             raise RazorError(
                 f"{missing} is missing. labels is input_ids with -100 wherever there should be no loss."
             )
+        if wrong := [type(x).__name__ for x in given if not isinstance(x, (Tensor, type(None)))]:
+            raise RazorError(f"Give tensors, not a {wrong[0]} (tokenizers make them by return_tensors='pt').")
         embedding: Any = self.student.get_input_embeddings()
         if input_ids.device != embedding.weight.device:
             raise RazorError(f"input_ids is on {input_ids.device}, the student on {embedding.weight.device}.")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from razor.errors import RazorError
 from razor.models import config_from, quantize_kv
@@ -86,18 +87,50 @@ def load_packed(folder: Path, keep_decoded: bool = True) -> tuple[PreTrainedMode
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise RazorError(f"'{folder / WEIGHTS}' cannot be read ({type(error).__name__}: {error}).") from error
-    model = _empty(config_from(folder.name, card["architecture"]), compute_dtype)
+    model = _empty(_config_of(folder, card), compute_dtype)
     swap_in_coded(model, plan, compute_dtype, keep_decoded)
     _fill(model, state, compute_dtype, folder)
     if plan.kv_cache is not None:
         quantize_kv(model, plan.kv_cache)
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise RazorError(
+                f"'{folder / 'generation_config.json'}' is damaged: it cannot be read."
+            ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise RazorError(f"'{folder}' lacks a tokenizer that can be read (tokenizer.json).") from error
     return model.eval().requires_grad_(False), tokenizer
+
+
+def check_packed(
+    student: PreTrainedModel, folder: Path, input_ids: Tensor, position_ids: Tensor | None = None
+) -> None:
+    """Reload a packed model and compare its logits with the student's, bit for bit.
+
+    Args:
+        student: in evaluation mode, on the CPU.
+        folder: made from it.
+        input_ids: [B, T] tokens to compare on.
+        position_ids: [B, T], restarting with each packed document.
+
+    Raises:
+        RazorError: they differ.
+    """
+    reloaded, _ = load_packed(folder)
+    with torch.no_grad():
+        expected, found = (
+            model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+            for model in (student, reloaded)
+        )
+    if not torch.equal(expected, found):
+        gap = float((expected.float() - found.float()).abs().max())
+        raise RazorError(
+            f"The packed model in '{folder}' differs from the student (logits by up to {gap:.3g})."
+        )
 
 
 def packed_bytes(folder: Path) -> int:
@@ -114,6 +147,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
             )
         if missing := {"plan", "architecture", "compute_dtype", "sha256"} - set(card):
             raise RazorError(f"'{folder / CARD}' is damaged: it lacks '{min(missing)}'.")
+        if not isinstance(card["sha256"], dict) or WEIGHTS not in card["sha256"]:
+            raise RazorError(f"'{folder / CARD}' is damaged: its sha256 lacks {WEIGHTS}.")
         if card["compute_dtype"] not in DTYPES:
             raise RazorError(
                 f"'{folder / CARD}' has compute_dtype '{card['compute_dtype']}'. Choices: {', '.join(DTYPES)}."
@@ -123,6 +158,16 @@ def _read_card(folder: Path) -> dict[str, Any]:
         if isinstance(error, RazorError):
             raise
         raise RazorError(f"'{folder}' is no packed model: {CARD} is missing or damaged.") from error
+
+
+def _config_of(folder: Path, card: dict[str, Any]) -> Any:
+    try:
+        return config_from(folder.name, card["architecture"])
+    except RazorError:
+        raise
+    except Exception as error:  # whatever Transformers makes of a field that is not right
+        reason = " ".join(str(error).split())[:200]
+        raise RazorError(f"'{folder / CARD}' is damaged: its architecture is none ({reason}).") from error
 
 
 def _empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:

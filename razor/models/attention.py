@@ -121,7 +121,7 @@ def attention_layers(model: PreTrainedModel) -> dict[str, Any]:
         RazorError: there are none, or some that do not, or whose cache holds something else.
     """
     kind = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise RazorError(
             f"{kind} has an encoder: keys and values of decoder-only models alone can be quantized."
         )

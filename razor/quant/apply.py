@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from razor.errors import RazorError
 from razor.quant.format import Format
@@ -79,6 +80,8 @@ def _round_the_rest(
     for module in list(model.modules()):
         if isinstance(module, Format):  # its parameters are learned scales, which it rounds itself
             continue
+        # Batch norm keeps its statistics in fp32 and wants scale and shift beside them, whatever its input is.
+        dtype = torch.float32 if isinstance(module, _BatchNorm) else compute_dtype
         for own, parameter in list(module.named_parameters(recurse=False)):
             key = id(parameter)
             known = isinstance(module._modules.get(slot(WEIGHTS, own)), FakeQuantizer)
@@ -86,4 +89,4 @@ def _round_the_rest(
                 continue
             if key not in quantizers:
                 quantizers[key] = FakeQuantizer.for_weight(parameter, fixed.get(key, plan.rest))
-            lend(module, own, WEIGHTS, quantizers[key], compute_dtype)
+            lend(module, own, WEIGHTS, quantizers[key], dtype)

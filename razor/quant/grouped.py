@@ -132,7 +132,10 @@ class Grouped(Format):
 
     def decode(self, codes: Codes) -> Tensor:  # noqa: D102
         assert codes.scales is not None
-        shift = self.shift if codes.zeros is None else -codes.zeros.float().unsqueeze(-1)
+        shift: Tensor | float = self.shift
+        if self.zero_width:  # in a mixed matrix the rows of other formats have zeros beside them, too
+            assert codes.zeros is not None
+            shift = -codes.zeros.float().unsqueeze(-1)
         grouped = self.blocks(codes.values).float()
         return self.value_(grouped, codes.scales.float().unsqueeze(-1), shift).reshape(codes.shape)
 

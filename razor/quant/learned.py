@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from razor.errors import RazorError
 from razor.quant.format import Format
 from razor.quant.grouped import Grouped
+from razor.spec import read
 
 
 class LearnedScale(Grouped):
@@ -38,6 +39,8 @@ class LearnedScale(Grouped):
     """
 
     def __init__(self, base: Grouped, lr_multiplier: float = 10.0) -> None:
+        read(Grouped, base, "base")
+        read(float, lr_multiplier, "lr_multiplier")
         super().__init__(base.group, base.scale_dtype)
         if isinstance(base, LearnedScale):
             raise RazorError("A LearnedScale cannot be the base of another one.")

@@ -20,6 +20,7 @@ from razor.quant.float16 import Float16
 from razor.quant.format import Format
 from razor.quant.plan_file import plan_text, read_plan_file
 from razor.quant.sites import Site, sites
+from razor.spec import from_spec
 from razor.storage import atomic_write
 
 
@@ -69,7 +70,7 @@ class Plan:
                 f"The plan names '{name}', a {type(modules[name]).__name__}: only linear layers, embeddings, "
                 "convolutions, experts and other weights of two dimensions or more can be planned."
             )
-        return RazorError(f"The plan names '{name}', which the model lacks.{_near(name, set(found))}")
+        return RazorError(f"The plan names '{name}', which the model lacks.{_near(str(name), set(found))}")
 
     def _check_tied(self, found: Mapping[str, Site]) -> None:
         first: dict[int, str] = {}
@@ -105,6 +106,9 @@ class Plan:
             RazorError: not a plan, or it names an unknown format.
         """
         try:
+            _known(data, ("modules", "kv_cache", "rest"), "")
+            for name, place in data["modules"].items():
+                _known(place, ("weights", "activations"), f"modules.{name}.")
             modules = {
                 name: Placement(
                     Format.from_spec(place["weights"], f"modules.{name}.weights"),
@@ -112,23 +116,24 @@ class Plan:
                 )
                 for name, place in data["modules"].items()
             }
-            return cls(modules, _format(data["kv_cache"], "kv_cache"), Format.from_spec(data["rest"], "rest"))
+            rest = from_spec(Float16, data["rest"], "rest")
+            return cls(modules, _format(data["kv_cache"], "kv_cache"), rest)
         except (KeyError, AttributeError, TypeError) as error:
             raise RazorError(f"This is no plan ({type(error).__name__}: {error}).") from error
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the plan as YAML that people can read and edit (see `razor.quant.plan_file`)."""
-        with atomic_write(path) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_text(plan_text(self.to_dict()), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: str | Path) -> Plan:
         """Inverse of `save`.
 
         Raises:
             RazorError: the file cannot be read or is no plan; the text names it.
         """
-        data = read_plan_file(path)
+        data = read_plan_file(Path(path))
         try:
             return cls.from_dict(data)
         except RazorError as error:
@@ -149,6 +154,15 @@ def _check_site(site: Site, placement: Placement) -> None:
     if site.inputs is None:
         raise RazorError(f"'{site.name}' ({type(site.module).__name__}) takes no activations to quantize.")
     placement.activations.check_tokens(site.inputs, site.name)
+
+
+def _known(data: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    """Raise RazorError for a key that nobody would read."""
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{where.rstrip('.') or 'it'} is no mapping")
+    for key in data:
+        if key not in keys:
+            raise RazorError(f"{where}{key} is unknown.{did_you_mean(str(key), keys)}")
 
 
 def _near(name: str, names: set[str]) -> str:

@@ -25,6 +25,7 @@ from razor.quant.codes import Codes
 from razor.quant.format import Format, Shape
 from razor.quant.grouped import Grouped
 from razor.quant.packing import bytes_of_bits, pack_bits, unpack_bits
+from razor.spec import read
 
 Rows = Literal["even", "error"]
 
@@ -59,6 +60,9 @@ class RowMix(Format):
 
     def __init__(self, high: Grouped, low: Grouped, fraction: float, rows: Rows = "even") -> None:
         super().__init__()
+        read(Grouped, high, "high")
+        read(Grouped, low, "low")
+        read(float, fraction, "fraction")
         if not 0 <= fraction <= 1:
             raise RazorError(f"Row fraction '{fraction}' must lie in 0..1.")
         if high.group != low.group:

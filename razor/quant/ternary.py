@@ -13,6 +13,7 @@ temperature t falls linearly to nothing. Only training sees that; whatever is sc
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,6 +23,7 @@ from razor.errors import RazorError
 from razor.quant.codewords import Trits
 from razor.quant.format import Format
 from razor.quant.grouped import Group, Grouped, ScaleDtype
+from razor.spec import read
 
 Scale = Literal["mean", "mse"]
 
@@ -53,8 +55,12 @@ class Ternary(Grouped):
         scale_dtype: ScaleDtype = "float16",
     ) -> None:
         super().__init__(group, scale_dtype)
-        if not factor > 0:
-            raise RazorError(f"Ternary scale factor '{factor}' must be positive (paper: 2, BitNet: 1).")
+        for key, value in (("factor", factor), ("anneal", anneal), ("temperature", temperature)):
+            read(float, value, key)
+        if not 0 < factor < math.inf:
+            raise RazorError(
+                f"Ternary scale factor '{factor}' must be a positive number (paper: 2, BitNet: 1)."
+            )
         if scale not in get_args(Scale):
             raise RazorError(f"Ternary scale '{scale}'. Choices: {', '.join(get_args(Scale))}.")
         if not 0 <= anneal <= 1 or not temperature > 0:

@@ -24,7 +24,7 @@ class PlanFile:
         RazorError: no such file, or it holds no plan.
     """
 
-    def __init__(self, name: str, plan: str | Mapping[str, Any] | Plan) -> None:
+    def __init__(self, name: str, plan: str | Path | Mapping[str, Any] | Plan) -> None:
         self.name = name
         if isinstance(plan, (str, Path)):
             self._plan = Plan.load(Path(plan))

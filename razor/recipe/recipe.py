@@ -20,6 +20,7 @@ key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 
 from razor.distill import Objective
 from razor.errors import RazorError
+from razor.quant import Plan
 from razor.recipe.files import read_mapping, write_mapping
 from razor.recipe.plan_file import PlanFile
 from razor.recipe.quant_recipe import QuantRecipe
@@ -60,12 +62,17 @@ class Recipe:
         if isinstance(self.quant, Mapping):
             kind: type[QuantRecipe] | type[PlanFile] = PlanFile if "plan" in self.quant else QuantRecipe
             self.quant = construct(kind, self.quant, "quant", name=self.name)
+        elif isinstance(self.quant, Plan):
+            self.quant = PlanFile(self.name, self.quant)
         if isinstance(self.distill, Mapping):
             self.distill = Objective.from_spec(self.distill, "distill")
         for key, kinds in (("quant", (QuantRecipe, PlanFile)), ("distill", (Objective,))):
             if (value := getattr(self, key)) is not None and not isinstance(value, kinds):
-                raise RazorError(f"{key}={value!r} must be a mapping (docs/recipe.md lists its keys).")
-        read(str, self.name, "name")
+                raise RazorError(
+                    f"{key} must be a mapping (docs/recipe.md lists its keys), not {type(value).__name__}."
+                )
+        if not re.fullmatch(r"[\w.+-]+", read(str, self.name, "name")):
+            raise RazorError(f"name='{self.name}' names files: letters, digits and . _ + - alone.")
         read(Literal["bfloat16", "float16", "float32"], self.compute_dtype, "compute_dtype")
         if self.quant is None and self.distill is None:
             raise RazorError(f"The recipe '{self.name}' says neither quant nor distill.")

@@ -85,5 +85,7 @@ def test_the_format_of_the_document_works():
     names = {"Grouped": Grouped, "Trits": Trits, "Tensor": torch.Tensor}
     exec(next(block for block in blocks if "class Halves" in block), names)
     format, x = names["Halves"](16), torch.randn(4, 32)
-    assert torch.equal(format.decode(format.unpack(format.pack(format.encode(x)), x.shape)), format.quantize(x))
+    assert torch.equal(
+        format.decode(format.unpack(format.pack(format.encode(x)), x.shape)), format.quantize(x)
+    )
     assert format.bits(x.shape) == 1.58 * 128 + 16 * 8

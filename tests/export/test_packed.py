@@ -176,6 +176,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: rewrite(f, lambda s: s.update({"model.norm.weight": torch.zeros(2)})),
         "model.norm",
     ),
+    "checksums of something else": (lambda f: edit(f, lambda card: card.update(sha256=[])), "sha256"),
+    "a width in words": (
+        lambda f: edit(f, lambda c: c["architecture"].update(hidden_size="wide")),
+        "hidden_size",
+    ),
+    "half a generation config": (
+        lambda f: (f / "generation_config.json").write_text("{"),
+        "generation_config.json",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
 }
 

@@ -19,6 +19,7 @@ OPTIONS = [
     "quant=mixed_2p79 quant.weights.rows=error",
     "quant=mixed_1p88 quant/format@quant.weights.low=lsq quant/format@quant.weights.high=affine4",
     "quant=mixed_2p79 quant/format@quant.weights.low=seq_2 quant.weights.rows=error quant.weights.fraction=0.3",
+    "quant=mixed_2p79 quant/format@quant.weights.low=seq_2 quant/format@quant.weights.high=affine4",
     "quant=w4 quant.weights.scale_dtype=bfloat16 quant.weights.scale=mse",
     "quant=w2 quant/format@quant.weights.base=affine3",
 ]

@@ -69,10 +69,13 @@ def test_edited_by_hand(tmp_path: Path) -> None:
     [
         (("layers.1.up:", "layers.0.up:"), ["'layers.0.up'", "twice", "line 13"]),
         (("*RowMix_1", "*RowMix_9"), ["no YAML", "RowMix_9"]),
-        (("modules:", "moduls:"), ["no plan", "modules"]),
+        (("modules:", "moduls:"), ["moduls is unknown", "Did you mean 'modules'?"]),
         (("kind: Ternary", "kind: Ternari"), ["Ternari", "Ternary"]),
         (("width: 4", "width: 99"), ["99", "2 to 8"]),
         (("modules:\n", "modules: [\n"), ["no YAML"]),
+        (("up: {weights:", "up: {bits: 3, weights:"), ["modules.layers.0.up.bits", "activations, weights"]),
+        (("kv_cache:", "embedding: null\nkv_cache:"), ["embedding is unknown", "kv_cache, modules, rest"]),
+        (("rest: *Float16_2", "rest: *Integer_1"), ["rest.kind='Integer'", "Float16"]),
     ],
 )
 def test_what_is_wrong_is_told(change: tuple[str, str], expected: list[str], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from razor.errors import RazorError
-from razor.quant import Affine, Integer, RowMix, StretchedElastic, Ternary
+from razor.quant import Affine, Float16, Integer, LearnedScale, RowMix, StretchedElastic, Ternary
 from razor.quant.rowmix import even_rows
 
 
@@ -71,7 +71,26 @@ def test_formats_of_unlike_kinds_share_a_matrix():
     x = torch.randn(12, 32) + 0.4
     high, low = Affine(4, 16), StretchedElastic(4, 16)
     mixed = RowMix(high, low, 0.5).quantize(x)
+    codes = RowMix(high, low, 0.5).encode(x)
+    assert torch.equal(RowMix(high, low, 0.5).decode(codes), mixed)
     assert torch.equal(mixed[::2], high.quantize(x[::2])) and torch.equal(mixed[1::2], low.quantize(x[1::2]))
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: RowMix(Integer(4, 8), Ternary(8), "half"), "fraction='half' must be a number"),
+        (lambda: RowMix(Integer(4, 8), Ternary(8), True), "fraction=true must be a number"),
+        (lambda: RowMix(Float16(), Ternary(8), 0.5), "high="),
+        (lambda: LearnedScale(Float16()), "base="),
+        (lambda: LearnedScale(Ternary(8), "10"), "lr_multiplier='10' must be a number"),
+        (lambda: Ternary(8, factor="2"), "factor='2' must be a number"),
+        (lambda: Ternary(8, anneal=None), "anneal=null must be a number"),
+    ],
+)
+def test_arguments_of_another_type_are_said(make, problem):
+    with pytest.raises(RazorError, match=f"^{problem}"):
+        make()
 
 
 def test_what_cannot_be_mixed_is_said():

@@ -1,0 +1,77 @@
+"""From overrides to objects: composing `conf/`, and building what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from razor.errors import RazorError
+from razor.spec import read
+
+
+def conf_dir() -> Path:
+    """Where the shipped configuration lies: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parents[1] / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def build(node: Any) -> Any:
+    """Instantiate a config node; everything in it arrives as plain Python data."""
+    return instantiate(node, _convert_="all")
+
+
+def composed(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of a verb."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose(verb, list(overrides))
+    for key, default in yaml.safe_load((conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")).items():
+        if isinstance(default, bool):  # a switch: nothing else would be noticed
+            read(bool, config[key], key)
+    return config
+
+
+def model_source(config: DictConfig) -> Any:
+    """The model source of a config: its own, or random weights in its architecture."""
+    from razor.models import RandomModel
+
+    model = config.model
+    if model.weights == "random":
+        if model.architecture is None:
+            raise RazorError(f"model.weights=random needs an architecture, which model={model.name} lacks.")
+        return RandomModel(model.name, OmegaConf.to_container(model.architecture, resolve=True))  # type: ignore[arg-type]
+    if model.weights != "pretrained":
+        raise RazorError(f"model.weights='{model.weights}'. Choices: pretrained, random.")
+    return build(model.source)
+
+
+def quantization(config: DictConfig) -> Any:
+    """What a config's `quant` says, a recipe or a plan.
+
+    Raises:
+        RazorError: `recipe=FILE` was given, but nothing reads it.
+    """
+    parts = [config.get("quant") or {}, config.get("distill") or {}]
+    if config.get("recipe") is not None and not any("recipe" in part for part in parts):
+        raise RazorError(
+            f"recipe={config.recipe} is read by quant=recipe and distill=recipe alone: give one."
+        )
+    return build(config.quant)
+
+
+def from_recipe(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """`${from_recipe:key,default}`: a key of the file given as `recipe=FILE`, or the default without one."""
+    from razor.recipe import Recipe
+
+    path = OmegaConf.select(_root_, "recipe")
+    return default if path is None else Recipe.load(path).to_dict()[key]
+
+
+OmegaConf.register_new_resolver("from_recipe", from_recipe, replace=True)
