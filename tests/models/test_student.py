@@ -87,3 +87,13 @@ def test_a_few_steps_bring_the_student_nearer(make_pair, make_packed):
         optimizer.zero_grad()
         losses.append(parts["kld"])
     assert math.isfinite(losses[-1]) and losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_by_inductor_it_gives_the_same_logits(make_pair):
+    """In fp32; in bf16 inductor keeps fp32 between the operations it fuses, in any model."""
+    student, _, _ = make_pair("quant=mixed_2p79", compute=torch.float32)
+    tokens = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(student)(tokens).logits, student(tokens).logits)
