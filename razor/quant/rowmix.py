@@ -98,6 +98,7 @@ class RowMix(Format):
 
     def gain(self, x: Tensor) -> Tensor:
         """[rows] squared error that each row loses by being high."""
+        x = x.contiguous()  # or equal rows may differ in the last bit, by the order of their sums
         errors = [(part.quantize(x).float() - x.float()).square().sum(-1) for part in (self.low, self.high)]
         return errors[0] - errors[1]
 

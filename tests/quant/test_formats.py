@@ -162,7 +162,7 @@ def test_bad_width(width):
 
 @pytest.mark.parametrize("factor", [0, -1.0, float("nan")])
 def test_bad_factor(factor):
-    with pytest.raises(RazorError, match=f"factor '{factor}' must be positive"):
+    with pytest.raises(RazorError, match=f"factor '{factor}' must be a positive number"):
         Ternary(8, factor)
 
 

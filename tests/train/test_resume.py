@@ -151,7 +151,7 @@ def dies_at_step(main_job: Any, step: int, how: Callable[[], None] | None = None
         "razor.train.evaluation.score_held_out",
         "razor.train.module.DistillModule.training_step",
         "razor.train.finish.save_packed",
-        "razor.train.finish.load_packed",
+        "razor.export.packed.load_packed",
         "razor.train.finish.draw_losses",
         "razor.evals.report.Report.save",
     ],
