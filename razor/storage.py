@@ -63,13 +63,13 @@ def disk_full(path: Path | str) -> RazorError:
     return RazorError(f"No space left on the disk while writing '{path}': free some, then resume or rerun.")
 
 
-def require_space(folder: Path, needed: int, purpose: str) -> None:
-    """Raise RazorError if the disk of `folder` has fewer than `needed` bytes left."""
+def require_space(folder: Path, needed: int, purpose: str, elsewhere: str = "hydra.run.dir=...") -> None:
+    """Raise RazorError if the disk of `folder` has fewer than `needed` bytes left; `elsewhere` gives another."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise RazorError(
             f"'{folder}' has {free / 1e9:.1f} GB free, {purpose} needs about {needed / 1e9:.1f} GB: "
-            "free some space or choose another folder with hydra.run.dir=... ."
+            f"free some space or choose another folder with {elsewhere} ."
         )
 
 

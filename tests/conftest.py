@@ -46,7 +46,11 @@ class Outcome:
     def problem(self) -> str:
         """The one line on stderr (bars aside) that bad input has to end in."""
         assert self.code == 2, f"exit code {self.code}: {self.err or self.out}"
-        lines = [line for line in self.err.splitlines() if line and not line.startswith("teacher writes:")]
+        lines = [
+            line
+            for line in self.err.splitlines()
+            if line and not line.startswith(("teacher writes:", "Teacher-made text:"))
+        ]
         assert len(lines) == 1 and lines[0].startswith("razor: "), self.err
         return lines[0]
 
@@ -159,12 +163,12 @@ def finished_run(make_main_job: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def razor(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """`razor WORDS` in this process."""
+def razor(main_job: MainJob, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """`razor WORDS` in this process, with the cache of `main_job`."""
     from razor import cli
 
     def run(*words: str) -> Outcome:
-        monkeypatch.setenv("RAZOR_CACHE", str(tiny_cache))
+        monkeypatch.setenv("RAZOR_CACHE", str(main_job.cache))
         return Outcome(*in_process(lambda: cli.main(list(words))), Path())
 
     return run

@@ -108,7 +108,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "dtype": (["trainer.compute_dtype=float64"], ["float64", "bfloat16"]),
     "weight": (["distill.weights.task=-1"], ["distill.weights.task=-1", "0 or more"]),
     "no weight": (["distill=ce", "distill.weights.task=0"], ["nothing to minimise"]),
-    "features": (["distill.losses.afd.top=9"], ["top is 9", "4 layers"]),
+    "features": (["distill.losses.afd.top=9"], ["top=9", "4 layers"]),
     "no GPU": (["trainer=gpu"], ["trainer=gpu", "trainer=cpu"]),
     "no held-out": (["data.held_out=0"], ["data.held_out=0"]),
     "all held-out": (["data.held_out=100000"], ["data.held_out=100000", "documents"]),

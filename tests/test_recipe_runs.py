@@ -48,7 +48,7 @@ def test_a_run_writes_the_recipe_it_used(special: Path) -> None:
     assert isinstance(recipe.quant, QuantRecipe) and recipe.quant.exclude == ["*.layers.0.*"]
     assert list(recipe.quant.overrides) == ["*.down_proj"] and recipe.quant.w_a_kv == "W1.88*-A8-KV8"
     assert recipe.distill is not None and recipe.distill.weights == {"eakld": 2.0, "afd": 0.1}
-    assert recipe.distill.feature_losses["afd"].top == 2
+    assert recipe.distill.layer_losses["afd"].top == 2
 
 
 def test_the_recipe_of_a_run_makes_the_same_run(special: Path, main_job: Any) -> None:

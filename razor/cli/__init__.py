@@ -42,17 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print("razor <verb> key=value ...\n\nVerbs:")
         for name, verb in VERBS.items():
-            print(f"  {name:8s} {(verb.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:13s} {(verb.__doc__ or '').splitlines()[0]}")
         print("\nOptions of a verb: conf/<verb>.yaml. The main job: python train.py (conf/train.yaml).")
         return 0
 
     def job() -> int:
-        if words[0] not in VERBS:
+        verb = words[0].replace("-", "_")
+        if verb not in VERBS:
             raise RazorError(f"Unknown verb '{words[0]}'.{did_you_mean(words[0], VERBS)}")
         if {"-h", "--help"} & set(words):
-            options = (conf_dir() / f"{words[0]}.yaml").read_text(encoding="utf-8")
-            print(f"{VERBS[words[0]].__doc__}\n\n{options}", end="")
+            options = (conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
+            print(f"{VERBS[verb].__doc__}\n\n{options}", end="")
             return 0
-        return VERBS[words[0]](words[1:])
+        return VERBS[verb](words[1:])
 
     return guarded(job, words)

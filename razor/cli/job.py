@@ -9,8 +9,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from razor.cli.config import build, conf_dir, model_source, quantization
+from razor.cli.config import build, conf_dir, quantization
 from razor.cli.guard import INTERRUPTED, guarded
+from razor.cli.teacher import cache_command, overrides_of, teaching
 from razor.errors import RazorError
 from razor.storage import atomic_write
 
@@ -28,16 +29,11 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     kept = Recipe.load(own) if resume and own.is_file() else None  # nothing outside its folder steers a run
     job = Job(
         folder=folder,
-        model=model_source(config),
+        teaching=teaching(config, cache_command(overrides_of(folder), config.get("teacher_targets"))),
         model_note=config.model.note,
         recipe=kept.quant if kept and kept.quant else quantization(config),
         objective=kept.distill if kept and kept.distill else build(config.distill),
-        source=build(config.data.source),
-        sequence_length=config.data.sequence_length,
         rows_per_batch=config.data.rows_per_batch,
-        held_out=config.data.held_out,
-        data_seed=config.data.seed,
-        settings=build(config.trainer),
         benchmark=build(config.evals),
         loggers=build(config.logger) or {},
         seed=config.seed,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from razor.cli.config import build, composed, conf_dir, model_source, quantization
+from razor.cli.teacher import teaching
 from razor.errors import RazorError
 
 
@@ -80,6 +82,52 @@ def quantize(overrides: Sequence[str]) -> int:
     return 0
 
 
+def cache_teacher(overrides: Sequence[str]) -> int:
+    """`razor cache_teacher`: run the teacher once over a job's training text, and keep what it says."""
+    from razor.data.teacher_cache import cache_folder
+    from razor.data.teacher_cache_kinds import kept_of
+    from razor.data.teacher_cache_write import write_cache
+    from razor.train.run import quieten
+
+    config = composed("cache_teacher", overrides)
+    if config.teacher in ("same", "cached"):  # the latter in the words of the job that will read it
+        config.teacher = config.teacher_cache.teacher
+    elif config.teacher_cache.teacher not in ("same", config.teacher):
+        raise RazorError(
+            f"teacher={config.teacher} and teacher_cache.teacher={config.teacher_cache.teacher}: give one."
+        )
+    if config.out == "":
+        raise RazorError("out= is empty: give a folder, or leave it out.")
+    config.teacher_targets = None
+    kept = kept_of(config.kind, config.draws, config.k, config["values"], config.teacher_cache.seed)
+    quieten()
+    job = teaching(config)
+    job.check()
+    kept.check(job.teacher.config().get_text_config().vocab_size)
+    corpus = job.corpus()
+    identity = job.identity(corpus, kept)
+    folder = cache_folder(identity) if config.out is None else Path(config.out)
+    try:
+        done = write_cache(folder, corpus.train, identity, kept, job.load_teacher, config.rows_per_batch)
+    except KeyboardInterrupt:
+        print(f"Stopped. Whole shards are kept in '{folder}'; the same command goes on.", file=sys.stderr)
+        raise
+    found = done.to_dict() | kept.describe() | {"teacher": job.teacher.name}
+    if config.json:
+        print(json.dumps(found))
+        return 0
+    print(
+        f"{folder}: {done.tokens:,} tokens, {done.bytes / 1e6:.1f} MB, {found['bytes_per_token']:.1f} bytes a token"
+    )
+    if done.made:
+        print(f"{done.made:,} tokens in {done.seconds:.0f} s, {found['tokens_per_second']:.0f} tokens/s")
+    words = [f"teacher_cache.{key}={value}" for key, value in kept.describe().items()]
+    if config.out is not None:
+        words.append(f"teacher_targets={folder}")
+    print(f"train    python train.py teacher=cached {' '.join(words)} ... (the words of this command)")
+    return 0
+
+
 def chat(overrides: Sequence[str]) -> int:
     """`razor chat`: talk to a packed model."""
     from razor.serve.chat import Chat
@@ -99,5 +147,6 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": plan,
     "formats": formats,
     "quantize": quantize,
+    "cache_teacher": cache_teacher,
     "chat": chat,
 }

@@ -19,13 +19,17 @@ import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from razor.data.document import Document
-from razor.distill.batch import IGNORE, Batch
+from razor.distill import IGNORE, Batch, Targets
 from razor.errors import RazorError
+
+if TYPE_CHECKING:
+    from razor.data.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +89,14 @@ class PackedRows:
         rows: indices into `documents`, row by row.
         sequence_length: tokens per row, padding included.
         pad_id: token that fills the end of a row.
+        taught: the teacher's cached targets of these rows; each Batch then brings its own along.
     """
 
     documents: Sequence[Document]
     rows: Sequence[Sequence[int]]
     sequence_length: int
     pad_id: int = 0
+    taught: TeacherCache | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -116,6 +122,7 @@ class PackedRows:
             labels=torch.from_numpy(labels)[None],
             position_ids=torch.from_numpy(positions)[None],
             documents=torch.from_numpy(owners)[None],
+            targets=None if self.taught is None else self.taught[index],
         )
 
     def batches(self, rows_per_batch: int) -> Iterator[Batch]:
@@ -177,5 +184,7 @@ def collate(rows: Sequence[Batch]) -> Batch:
         numbered.append(torch.where(row.documents >= 0, row.documents + taken, row.documents))
         taken += int(row.documents.max()) + 1
     names = ("input_ids", "labels", "position_ids")
-    stacked = {name: torch.cat([getattr(row, name) for row in rows]) for name in names}
-    return replace(rows[0], documents=torch.cat(numbered), share=1.0, **stacked)
+    stacked: dict[str, Any] = {name: torch.cat([getattr(row, name) for row in rows]) for name in names}
+    said = [row.targets for row in rows if row.targets is not None]
+    targets = Targets.cat(said) if said else None
+    return replace(rows[0], documents=torch.cat(numbered), share=1.0, targets=targets, **stacked)

@@ -1,17 +1,20 @@
 """Let a model write many texts at once, quickly, also on a CPU.
 
-Every row here begins with equally many tokens and takes exactly one token per step, sampled or
-given. So all rows are always at the same position: no padding, no attention mask, no position
-arithmetic. What a row does with its step is its *script*: a list of turns, each either `Free`
+Every row here takes exactly one token per step, sampled or given. So rows that begin with equally
+many tokens are always at the same position: no padding, no attention mask, no position arithmetic.
+Where prompts differ in length the shorter ones are padded in front, and stay apart by that much.
+What a row does with its step is its *script*: a list of turns, each either `Free`
 (sample until a stop token or a limit) or `Fixed` (these tokens come next, whatever the model would
 have said). A chat is Free, Fixed, Free: the user's turn, the template's text in between, the
 answer.
 
 **Speed.** A step costs about the same however many rows still want a token, so rows that are done
-are taken out of the batch now and then. Keys and values lie in buffers made once: growing them by
-concatenation copies the whole cache at every token, which on a CPU is slower than the model itself.
-The nucleus (top-p) is looked for among the `top_k` most likely tokens, because sorting a whole
-vocabulary per row costs more than a layer.
+are taken out of the batch now and then. (Letting new texts in at once would save a tenth of the time
+of a default batch, whose answers mostly reach their limit, and would write other text.) Keys and
+values lie in buffers made once: growing them by concatenation copies the whole cache at every token,
+which on a CPU is slower than the model itself. Weights are laid out for the CPU once
+(`packed_linear.py`). The nucleus (top-p) is looked for among the `top_k` most likely tokens, because
+sorting a whole vocabulary per row costs more than a layer.
 """
 
 from __future__ import annotations
@@ -26,9 +29,14 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from razor.data.kv_buffer import BufferedLayer
+from razor.data.packed_linear import packed_linears
+from razor.data.temperature import Ramp
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when fewer than this share of it is still writing."""
+
+PADDING = -1
+"""Stands in front of shorter starts; no token."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +66,20 @@ class Sampling:
     temperature 0 takes the likeliest token.
     """
 
-    temperature: float = 1.0
+    temperature: float | Ramp = 1.0
     top_p: float = 1.0
     top_k: int = 256
 
-    def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """One token id per row of logits [B, V]: int64 [B]."""
+    def draw(self, logits: Tensor, generator: torch.Generator, places: Sequence[int] = ()) -> Tensor:
+        """One token id per row of logits [B, V]: int64 [B]; `places` [B] in their turns, for a `Ramp`."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        scaled = logits.float() / self.temperature
+        scaled = logits.float()
+        if isinstance(self.temperature, Ramp):
+            heat = [[self.temperature.at(place)] for place in places]
+            scaled = scaled / torch.tensor(heat, device=logits.device)
+        elif self.temperature != 1:
+            scaled = scaled / self.temperature
         top, ids = scaled.topk(min(self.top_k, scaled.shape[-1]))
         shares = (top - scaled.logsumexp(-1, keepdim=True)).exp()
         before = shares.cumsum(-1) - shares  # the token that reaches top_p is still in
@@ -83,6 +96,7 @@ class Text:
         tokens: everything so far, start included.
         spans: for each finished Free turn the [first, last) places in `tokens`.
         done: the script is at its end.
+        room: most tokens the script adds.
     """
 
     def __init__(self, start: Sequence[int], script: Sequence[Free | Fixed]) -> None:
@@ -91,11 +105,22 @@ class Text:
         self.tokens = list(start)
         self.spans: list[tuple[int, int]] = []
         self.done = False
+        self.room = sum(t.limit if isinstance(t, Free) else len(t.tokens) for t in script)
         self._script = list(script)
         self._forced: list[int] = []
         self._turn: Free | None = None
         self._begin = 0
         self._next_turn()
+
+    @property
+    def turn(self) -> Free | None:
+        """The turn the model is writing; None while tokens are given, and at the end."""
+        return self._turn
+
+    @property
+    def place(self) -> int:
+        """Tokens of the present turn so far; 0 where none is written."""
+        return len(self.tokens) - self._begin if self._turn else 0
 
     def take(self, sampled: int) -> bool:
         """Advance by one token, the given one if one is due. True if `sampled` was used."""
@@ -138,7 +163,6 @@ def write(
     sampling: Sampling,
     generator: torch.Generator,
     vocabulary: int,
-    capacity: int,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write the texts to the end of their scripts, in place.
@@ -147,16 +171,16 @@ def write(
         model: causal language model; its device is used, its mode (train or eval) is left as it
             was.
         sampling: how tokens are drawn.
-        texts: rows whose starts are equally long.
+        texts: rows; starts may be of any length, equal ones are fastest.
         generator: on the model's device; the texts are a function of its state.
         vocabulary: ids at and above it are padding of the output layer and never drawn.
-        capacity: most tokens a text may get, start included.
         progress: called after each step with the number of sampled tokens that were used.
     """
     training = model.training
     model.eval()
     try:
-        _write(model, list(texts), sampling, generator, vocabulary, capacity, progress)
+        with packed_linears(model):
+            _write(model, list(texts), sampling, generator, vocabulary, progress)
     finally:
         model.train(training)
 
@@ -167,29 +191,32 @@ def _write(
     sampling: Sampling,
     generator: torch.Generator,
     vocabulary: int,
-    capacity: int,
     progress: Callable[[int], None] | None,
 ) -> None:
+    longest = max(len(text.tokens) for text in live)
+    capacity = longest + max(text.room for text in live)
     layers = [BufferedLayer(capacity) for _ in range(model.config.get_text_config().num_hidden_layers)]
     cache = Cache(layers=layers)  # type: ignore[arg-type]
-    starts = torch.tensor([text.tokens for text in live], device=model.device)
-    inputs, copies = starts.unique(dim=0, return_inverse=True)  # equal starts are read once
-    positions = torch.arange(starts.shape[1], device=model.device)[None]
+    padded = [[PADDING] * (longest - len(text.tokens)) + text.tokens for text in live]
+    starts, copies = torch.tensor(padded, device=model.device).unique(dim=0, return_inverse=True)
+    inputs, before = starts.clamp(min=0), (starts == PADDING).sum(1)  # equal starts are read once
     while True:
+        read = layers[0].length
+        places = torch.arange(read, read + inputs.shape[1], device=model.device)
         logits = model(
             input_ids=inputs,
-            position_ids=positions.expand(len(inputs), -1),
-            attention_mask=_everything(model, layers[0].length + 1) if inputs.shape[1] == 1 else None,
+            position_ids=(places - before[:, None]).clamp(min=0),
+            attention_mask=_mask(model, before, read, inputs.shape[1]),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1, :vocabulary]
         if copies is not None:
-            logits = logits.index_select(0, copies)
+            logits, before = logits.index_select(0, copies), before[copies]
             for layer in layers:
                 layer.keep_rows(copies)
             copies = None
-        drawn = sampling.draw(logits, generator).tolist()
+        drawn = sampling.draw(logits, generator, [text.place for text in live]).tolist()
         used = sum(text.take(token) for text, token in zip(live, drawn, strict=True) if not text.done)
         if progress:
             progress(used)
@@ -200,10 +227,16 @@ def _write(
             rows = torch.tensor(writing, device=model.device)
             for layer in layers:
                 layer.keep_rows(rows)
-            live = [live[row] for row in writing]
+            live, before = [live[row] for row in writing], before[rows]
         # A finished row waiting to be taken out repeats its last token; nobody reads what it says.
         inputs = torch.tensor([[text.tokens[-1]] for text in live], device=model.device)
-        positions = positions[:, -1:] + 1
+
+
+def _mask(model: Any, before: Tensor, read: int, new: int) -> Tensor | None:
+    """What hides the padding in front [B] from `new` tokens after `read`; none to hide is most often None."""
+    if before.any():
+        return torch.arange(read + new, device=before.device) >= before[:, None]
+    return _everything(model, read + 1) if new == 1 else None
 
 
 def _everything(model: Any, length: int) -> Tensor | None:

@@ -7,11 +7,14 @@ nothing else needed (Magpie, arXiv 2406.08464; for quantization LLM-QAT, arXiv 2
 place is found by rendering a message that is only a marker and splitting at it.
 
 A base model has no template; it continues from BOS, or from a random common token if it knows no
-BOS.
+BOS. A chat model can be asked for plain text too. Some of these name a mark of their template as BOS
+(SmolLM2: the one that opens every turn); after it a turn would follow, no text, so they begin with a
+common token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +32,7 @@ class Turns:
     """The fixed tokens of a text and the limits of what is written between them.
 
     Attributes:
-        starts: the possible beginnings, equally long; each text takes one of them.
+        starts: the possible beginnings; each text takes one of them.
         script: what follows (see `razor.data.sampling`); its last turn is the response.
     """
 
@@ -40,10 +43,16 @@ class Turns:
     def longest(self) -> int:
         """Most tokens a text can get."""
         sizes = [turn.limit if isinstance(turn, Free) else len(turn.tokens) for turn in self.script]
-        return len(self.starts[0]) + sum(sizes)
+        return max(map(len, self.starts)) + sum(sizes)
 
-    def texts(self, count: int, generator: torch.Generator) -> list[Text]:
-        """Texts ready to be written."""
+    @property
+    def given(self) -> list[tuple[int, ...]]:
+        """Runs of tokens that every text shares."""
+        fixed = [turn.tokens for turn in self.script if isinstance(turn, Fixed)]
+        return [*self.starts, *fixed] if len(self.starts) == 1 else fixed
+
+    def texts(self, count: int, generator: torch.Generator, first: int = 0) -> list[Text]:
+        """Texts ready to be written; `first`, how many there were before, changes nothing here."""
         device = generator.device
         chosen = torch.randint(len(self.starts), (count,), generator=generator, device=device)
         return [Text(self.starts[which], self.script) for which in chosen.tolist()]
@@ -62,15 +71,45 @@ class Turns:
 def turns_of(tokenizer: Any, max_user_tokens: int, max_answer_tokens: int) -> Turns:
     """A chat if the tokenizer has a template, else a text of at most `max_answer_tokens`."""
     if getattr(tokenizer, "chat_template", None):
-        return _chat(tokenizer, max_user_tokens, max_answer_tokens)
+        return chat_turns(tokenizer, max_user_tokens, max_answer_tokens)
+    return text_turns(tokenizer, max_answer_tokens)
+
+
+def text_turns(
+    tokenizer: Any, max_answer_tokens: int, prefixes: Sequence[tuple[int, ...]] | None = None
+) -> Turns:
+    """Plain text, from BOS or a common token; with `prefixes` (token ids), from one of these after BOS."""
     keep = frozenset({tokenizer.eos_token_id} - {None})
     script = (Free(max_answer_tokens, special_ids(tokenizer) | keep, keep),)
-    if tokenizer.bos_token_id is not None:
-        return Turns(((tokenizer.bos_token_id,),), script)
+    bos = opening(tokenizer)
+    if prefixes is not None:
+        return Turns(tuple((*bos, *prefix) for prefix in prefixes), script)
+    if bos:
+        return Turns((bos,), script)
     return Turns(tuple((token,) for token in common_tokens(tokenizer)), script)
 
 
-def _chat(tokenizer: Any, max_user_tokens: int, max_answer_tokens: int) -> Turns:
+def opening(tokenizer: Any) -> tuple[int, ...]:
+    """BOS as the one token of a tuple; empty if there is none, or if the template opens turns with it."""
+    bos = tokenizer.bos_token_id
+    if bos is None or _opens_turns(tokenizer, tokenizer.bos_token):
+        return ()
+    return (bos,)
+
+
+def _opens_turns(tokenizer: Any, bos: str) -> bool:
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    asked = render_chat(tokenizer, [{"role": "user", "content": MARKER}], generate=True)
+    return bos in asked.partition(MARKER)[2]
+
+
+def chat_turns(tokenizer: Any, max_user_tokens: int, max_answer_tokens: int) -> Turns:
+    """A chat whose user turn the model writes, then answers.
+
+    Raises:
+        RazorError: no chat template, or one that changes what is said.
+    """
     marked = [{"role": "user", "content": MARKER}]
     asked = render_chat(tokenizer, marked, generate=True, enable_thinking=False)
     answered = render_chat(tokenizer, [*marked, {"role": "assistant", "content": MARKER}], generate=False)

@@ -8,9 +8,13 @@ documents, so that a long answer counts no more than a short one (arXiv 2605.040
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from razor.distill.targets import Targets
 
 IGNORE = -100
 """Label of a position without a loss (Hugging Face's convention)."""
@@ -27,6 +31,7 @@ class Batch:
         documents: index of the document, unique across the rows of the batch; -1 on padding.
         share: documents with a loss here / mean of that number over the micro-batches of the same optimizer
             step. Multiplying a loss by it makes an accumulated step equal to one large batch.
+        targets: the teacher's cached word on the valid tokens; None if it is asked itself.
     """
 
     input_ids: Tensor
@@ -34,11 +39,13 @@ class Batch:
     position_ids: Tensor
     documents: Tensor
     share: float = 1.0
+    targets: Targets | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         names = ("input_ids", "labels", "position_ids", "documents")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, **moved, targets=self.targets and self.targets.to(device))
 
     @property
     def valid(self) -> Tensor:

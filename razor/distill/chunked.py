@@ -6,49 +6,21 @@ its gradient with respect to the hidden states and the head's weight can be summ
 forward pass (the idea of Liger's fused linear losses, arXiv 2410.10989); backward only scales the result.
 Memory beyond the gradients themselves is a few tensors of one chunk, whatever the vocabulary.
 
-Two sizes matter. Matrix products want many tokens, so logits are made for a whole *chunk*, in the compute
-dtype. The formulas read and write memory a dozen times, in fp32, so they work on *blocks* of a few tokens
-that stay in the processor's cache, and leave the gradient where the logits were. The formulas themselves see
-log-probabilities and ordinary autograd; chunking is written once, here.
+The formulas themselves see log-probabilities and ordinary autograd; chunking is written once, here. `pieces`
+says how large the chunks are, `head` how their logits come to be exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from razor.distill.logits import entropy
-from razor.distill.trace import Trace
-
-CHUNK_BYTES = 128 * 2**20
-"""Target size of the [tokens, vocabulary] logits of one chunk."""
-
-BLOCK_BYTES = {"cpu": 4 * 2**20}
-"""Target size of one fp32 block by device type; elsewhere a block is a whole chunk."""
-
-Logits = Callable[[slice], Tensor]
-"""Tokens of a chunk -> the teacher's logits there, in its compute dtype."""
-
-Formula = Callable[[Tensor, Tensor | None, slice], Tensor]
-"""(student log-probabilities, teacher's or None, tokens of the chunk) -> loss of each token and part [parts, n]."""
-
-
-def chunks(tokens: int, row_bytes: int, target: int) -> Iterator[slice]:
-    """Slices of tokens of `row_bytes` each that stay within `target` bytes (at least one token each)."""
-    size = max(1, target // row_bytes)
-    for start in range(0, tokens, size):
-        yield slice(start, min(start + size, tokens))
-
-
-def blocks(logits: Tensor) -> Iterator[slice]:
-    """Slices of a chunk of logits [n, vocabulary] that the formulas work on."""
-    row_bytes = 4 * logits.shape[-1]
-    whole = row_bytes * len(logits)
-    return chunks(len(logits), row_bytes, BLOCK_BYTES.get(logits.device.type, whole))
+from razor.distill.formula import Formula
+from razor.distill.head import Head, wide
+from razor.distill.pieces import SLICE_BYTES, blocks, chunk_bytes, pieces
+from razor.distill.teacher_logits import TeacherLogits
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -60,94 +32,156 @@ class _ChunkedLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        teacher: Logits | None,
+        teacher: TeacherLogits | None,
         formula: Formula,
         part_weights: Tensor,
         token_weights: Tensor,
-        chunk_bytes: int,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        wanted = any(ctx.needs_input_grad[:3])
-        grad_hidden = torch.zeros_like(hidden) if wanted else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted and bias is not None else None
-        values = hidden.new_zeros((len(part_weights), len(hidden)), dtype=torch.float32)
-        for part in chunks(len(hidden), len(weight) * weight.element_size(), chunk_bytes):
-            logits = F.linear(hidden[part], weight, bias)
-            expected = teacher(part) if teacher else None
-            for block in blocks(logits):
+        student, needed = Head(hidden, weight, bias), ctx.needs_input_grad[:3]
+        values = wide(hidden).new_zeros(len(part_weights), len(hidden))
+        parts = list(pieces(len(hidden), student.row_bytes, chunk))
+        sums = _Gradients(student, needed, len(parts))
+        for part in parts:
+            chunk_of = _Chunk(student, teacher, part)
+            for block in blocks(chunk_of.own):
                 where = slice(part.start + block.start, part.start + block.stop)
-                with torch.set_grad_enabled(wanted):
-                    own = logits[block].float().requires_grad_(wanted)
-                    other = None if expected is None else torch.log_softmax(expected[block].float(), -1)
-                    values_here = formula(torch.log_softmax(own, -1), other, where)
-                    total = (part_weights @ values_here * token_weights[where]).sum()
-                values[:, where] = values_here.detach()
-                if wanted:  # the logits of this block are done with: their gradient takes their place
-                    logits[block] = torch.autograd.grad(total, own)[0].to(logits.dtype)
-            if grad_hidden is not None and grad_weight is not None:
-                grad_hidden[part] = logits @ weight
-                grad_weight += logits.T @ hidden[part]
-            if grad_bias is not None:
-                grad_bias += logits.float().sum(0)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+                logits, other = chunk_of.student_logits(block), chunk_of.teacher_logp(block)
+                if not any(needed):
+                    values[:, where] = formula.values(torch.log_softmax(logits, -1), other, where)
+                    continue
+                values[:, where], gradient = formula.differentiate(
+                    logits, other, where, part_weights, token_weights[where]
+                )
+                chunk_of.own[block] = gradient  # in the place of the logits, which are done with
+            sums.add(chunk_of.own, part)
+        ctx.gradients = sums.finish()
         ctx.mark_non_differentiable(values)
         return (part_weights @ values * token_weights).sum(), values
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale = gradients[0]
-        scaled = (None if grad is None else grad * scale for grad in ctx.saved_tensors)
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "The gradient of a large head is scaled in place, so backward goes through a chunked loss once."
+            )
+        scaled = [None if g is None else _scaled(g, gradients[0]) for g in ctx.gradients]
+        if any(g is not None and _is_large(g) for g in ctx.gradients):
+            ctx.gradients = None
         return (*scaled, None, None, None, None, None)
 
 
-def teacher_logits(teacher: Trace, valid: Tensor) -> Logits:
-    """The teacher's logits of any slice of the valid tokens, made when asked for."""
-    hidden = teacher.hidden[valid]
+def _is_large(gradient: Tensor) -> bool:
+    """Whether a second copy would be felt."""
+    return gradient.nbytes > SLICE_BYTES
 
-    def of(part: slice) -> Tensor:
-        with torch.no_grad():
-            return F.linear(hidden[part], teacher.head_weight, teacher.head_bias)
 
-    return of
+def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """The product in fp32, rounded once: a scale rounded to bf16 would weigh micro-batches wrongly."""
+    out = gradient if _is_large(gradient) else torch.empty_like(gradient)
+    # on a CPU torch treats a scalar tensor as a number; elsewhere a vector of one brings it to fp32
+    return torch.mul(gradient, scale if gradient.device.type == "cpu" else scale.reshape(1), out=out)
+
+
+class _Chunk:
+    """The head products of both models for some tokens; `own` is the student's, or its gap to the teacher's."""
+
+    def __init__(self, student: Head, teacher: TeacherLogits | None, part: slice) -> None:
+        self._student, self._teacher = student, teacher
+        self._base = self._lost = gap = None
+        if teacher is not None:
+            self._base = teacher.product(part)
+            self._lost = teacher.head.beyond(self._base, part)
+            gap = student.beyond(self._base, part)
+        self._is_gap = gap is not None
+        self.own = student.product(part) if gap is None else gap
+
+    def student_logits(self, block: slice) -> Tensor:
+        base = self._base if self._is_gap else None
+        return self._student.logits(self.own[block], None if base is None else base[block])
+
+    def teacher_logp(self, block: slice) -> Tensor | None:
+        if self._teacher is None or self._base is None:
+            return None
+        lost = None if self._lost is None else self._lost[block]
+        return torch.log_softmax(self._teacher.head.logits(self._base[block], lost), -1)
+
+
+class _Gradients:
+    """Gradients of hidden states, weight and bias, from those of the logits of each chunk.
+
+    The weight's is a sum over chunks, which has to be fp32: for 16-bit weights twice their size again. Where the
+    logits' gradients of all chunks are smaller, they are kept and the sum is left to one product at the end.
+    """
+
+    def __init__(self, head: Head, needed: tuple[bool, ...], chunks: int) -> None:
+        self.head, (tokens, width) = head, head.hidden.shape
+        self.hidden = torch.zeros_like(head.hidden) if needed[0] else None
+        self.weight = self.logits = self.bias = None
+        if needed[1]:
+            summed = wide(head.weight[:0]).dtype
+            whole = chunks == 1 or (head.weight.dtype != summed and tokens <= 2 * width)
+            self.weight = torch.zeros_like(head.weight, dtype=head.weight.dtype if whole else summed)
+            if whole and chunks > 1:
+                self.logits = head.weight.new_empty(tokens, len(head.weight))
+        if needed[2] and head.bias is not None:
+            self.bias = torch.zeros_like(head.bias, dtype=wide(head.bias[:0]).dtype)
+
+    def add(self, logits: Tensor, part: slice) -> None:
+        """`logits`: gradients of a chunk's logits [m, vocabulary]."""
+        if self.hidden is not None:
+            self.hidden[part] = logits @ self.head.weight
+        if self.logits is not None:
+            self.logits[part] = logits
+        elif self.weight is not None:
+            self._multiply(self.weight, logits, self.head.hidden[part])
+        if self.bias is not None:
+            self.bias += wide(logits).sum(0)
+
+    def finish(self) -> tuple[Tensor | None, ...]:
+        """In the dtypes of what they are gradients of."""
+        if self.weight is not None and self.logits is not None:
+            self._multiply(self.weight, self.logits, self.head.hidden)
+            self.logits = None
+        weight = None if self.weight is None else self.weight.to(self.head.weight.dtype)
+        return self.hidden, weight, self.bias
+
+    def _multiply(self, weight: Tensor, logits: Tensor, hidden: Tensor) -> None:
+        """`weight` += logits^T hidden, a slice of the vocabulary at a time."""
+        vocabulary, width = weight.shape
+        for rows in pieces(vocabulary, width * weight.element_size(), SLICE_BYTES):
+            weight[rows] += logits[:, rows].T @ hidden
 
 
 def chunked_loss(
-    student: Trace,
-    teacher: Logits | None,
-    valid: Tensor,
+    student: Head,
+    teacher: TeacherLogits | None,
     formula: Formula,
     part_weights: Tensor,
     token_weights: Tensor,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted loss (scalar, differentiable) and the parts' values per token [parts, n] (not differentiable).
 
     Args:
-        student: where hidden states and head come from.
-        teacher: see `teacher_logits`; None if no part needs it.
-        valid: [B, T] bool, the n tokens that carry a loss.
-        formula: the parts' losses of a chunk.
+        student: hidden states of the n tokens that carry a loss, and the head.
+        teacher: its logits of the same tokens; None if no part compares with them.
+        formula: the parts' losses of some tokens.
         part_weights: [parts] weight of each part.
         token_weights: [n] weight of each token.
-        chunk_bytes: memory of one chunk of logits.
+        chunk: bytes of one chunk of logits; by default what suits the device.
     """
-    return _ChunkedLoss.apply(
-        student.hidden[valid],
-        student.head_weight,
-        student.head_bias,
+    size = chunk_bytes(student.hidden.device.type) if chunk is None else chunk
+    dtype = wide(student.hidden[:0]).dtype
+    total: Tensor
+    total, values = _ChunkedLoss.apply(
+        student.hidden,
+        student.weight,
+        student.bias,
         teacher,
         formula,
-        part_weights,
-        token_weights,
-        chunk_bytes,
+        part_weights.to(dtype),
+        token_weights.to(dtype),
+        size,
     )
-
-
-def teacher_entropy(teacher: Trace, valid: Tensor, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
-    """[n] entropy of the teacher's distribution at each valid token, nats."""
-    of, tokens, weight = teacher_logits(teacher, valid), int(valid.sum()), teacher.head_weight
-    parts = []
-    for part in chunks(tokens, len(weight) * weight.element_size(), chunk_bytes):
-        logits = of(part)
-        parts += [entropy(torch.log_softmax(logits[block].float(), -1)) for block in blocks(logits)]
-    return torch.cat(parts) if parts else torch.zeros(0, device=valid.device)
+    return total, values

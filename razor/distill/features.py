@@ -1,64 +1,88 @@
-"""Adaptive feature distillation (AFD): follow the teacher where it works hardest.
+"""Features: pull the student's hidden states to the teacher's.
 
-A layer whose output points the same way as its input does little. For each batch the teacher's layers are
-ranked by the cosine similarity of output and input, averaged over tokens, and the student's hidden states
-are pulled, by mean squared error, to the teacher's at the few layers that change the representation most
-(arXiv 2605.04062). Layer i's input is hidden state i-1 and its output hidden state i as Transformers lists
-them, so the last one is taken after the final norm.
+The loss of a token is the mean squared difference of two hidden states. Hidden states are numbered as
+Transformers lists them: 0 is the output of the embedding, i that of layer i, the last one taken after the final
+norm. Where the two are compared is said by `AdaptiveFeatures` or `FixedFeatures`.
+
+A smaller student has narrower hidden states. One linear map, learned along with the student and shared by all
+layers, then takes them to the teacher's width (TinyBERT, arXiv 1909.10351, eq. 8). Layers of different numbers are
+compared at the same part of the depth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from razor.distill.loss import FeatureLoss
-from razor.errors import RazorError
+from razor.distill.batch import Batch
+from razor.distill.head import wide
+from razor.distill.loss import LayerLoss
+from razor.distill.trace import Shape
+from razor.errors import RazorError, did_you_mean
 
-RANKINGS = ("cosine", "l2", "variance")
+PROJECTIONS = ("none", "linear")
 
 
-class AdaptiveFeatures(FeatureLoss):
-    """Mean squared error at the `top` layers the teacher's own activity picks, averaged over them.
+class Features(LayerLoss):
+    """Mean squared error of hidden states over their width.
 
     Args:
-        top: number of layers.
-        ranking: "cosine" (lowest similarity of output and input first), "l2" (largest mean distance of output and
-            input first) or "variance" (largest variance of the output over the width first).
+        projection: "none", or "linear": a learned map from the student's width to the teacher's. It starts as the
+            identity where the widths are equal, else at random, always alike.
+
+    Attributes:
+        map: [teacher's width, student's width] parameter of the linear projection, fp32; None without one.
     """
 
-    def __init__(self, top: int = 3, ranking: str = "cosine") -> None:
+    map: nn.Parameter | None
+
+    def __init__(self, projection: Literal["none", "linear"] = "none") -> None:
         super().__init__()
-        if top < 1:
-            raise RazorError(f"AFD's top is '{top}': it must be at least 1 layer (distill.losses.afd.top=3).")
-        if ranking not in RANKINGS:
-            raise RazorError(f"AFD's ranking is '{ranking}'. Choices: {', '.join(RANKINGS)}.")
-        self.top, self.ranking = top, ranking
+        if projection not in PROJECTIONS:
+            raise RazorError(f"projection={projection!r}.{did_you_mean(str(projection), PROJECTIONS)}")
+        self.projection = projection
+        self.register_parameter("map", None)
 
-    def teacher_layers(self, layers: int) -> set[int]:
-        """All of them: the ranking looks at every layer."""
-        if self.top > layers:
-            raise RazorError(f"AFD's top is {self.top} but the teacher has {layers} layers.")
-        return set(range(layers + 1))
+    def fit(self, student: Shape, teacher: Shape) -> None:
+        """Learn the shapes and make the projection, unless there is one of this shape already.
 
-    def _activity(self, before: Tensor, after: Tensor) -> Tensor:
-        before, after = before.float(), after.float()
-        if self.ranking == "cosine":
-            return -F.cosine_similarity(before, after, dim=-1).mean()
-        if self.ranking == "l2":
-            return (after - before).norm(dim=-1).mean()
-        return after.var(dim=-1).mean()
+        Raises:
+            RazorError: the widths differ and there is no projection.
+        """
+        super().fit(student, teacher)
+        shape = (teacher.width, student.width)
+        if self.projection == "linear":
+            if self.map is None or self.map.shape != shape:
+                self.map = nn.Parameter(_first_map(*shape))
+        elif teacher.width != student.width:
+            raise RazorError(
+                f"hidden states of {student.name} are {student.width} wide, those of {teacher.name} "
+                f"{teacher.width}: projection=linear learns a map between them."
+            )
 
-    @torch.no_grad()
-    def select(self, states: Mapping[int, Tensor], attended: Tensor) -> list[int]:
-        """Indices of the `top` most active layers, most active first; padding does not count."""
-        seen = {index: state[attended] for index, state in states.items()}
-        activity = {i: float(self._activity(seen[i - 1], seen[i])) for i in sorted(seen) if i > 0}
-        return sorted(activity, key=lambda i: (-activity[i], i))[: self.top]
+    def counterpart(self, layer: int) -> int:
+        """At the same part of the depth; after the final norm stands only what does in the teacher, too."""
+        own = super().counterpart(layer)
+        inner = layer < self.teacher.layers and own > 1
+        return min(own, self.student.layers - 1) if inner else own
 
-    def per_token(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Mean over the width of the squared difference: [n, width] -> [n]."""
-        return (student.float() - teacher.float()).square().mean(-1)
+    def per_token(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Mean over the width of the squared difference, in fp32."""
+        own, other = wide(student[batch.valid]), wide(teacher[batch.valid])
+        if self.projection == "linear":
+            self._fitted()
+            assert self.map is not None
+            with torch.autocast(own.device.type, enabled=False):
+                own = F.linear(own, self.map.to(own.dtype))
+        return (own - other).square().mean(-1)
+
+
+def _first_map(rows: int, columns: int) -> Tensor:
+    """A map to begin with, which keeps the size of elements; no other random number depends on it."""
+    if rows == columns:
+        return torch.eye(rows, dtype=torch.float32, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float32, device="cpu") / columns**0.5

@@ -3,42 +3,29 @@
 The order of a step is: the teacher runs; `observe` looks at its trace and settles what depends on the
 teacher alone (EAKLD's gamma, AFD's layers); the student runs, recording just those layers; calling the
 objective gives the weighted loss and every part by name. Each mean is over the valid tokens of a document,
-then over documents.
+then over documents. Without a teacher, its cached targets come with the batch and take its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from razor.distill.batch import Batch
-from razor.distill.chunked import chunked_loss, teacher_entropy, teacher_logits
-from razor.distill.loss import FeatureLoss, LogitsLoss
-from razor.distill.trace import Trace
+from razor.distill.chunked import chunked_loss
+from razor.distill.formula import LossFormula
+from razor.distill.head import Head
+from razor.distill.loss import LayerLoss, LogitsLoss
+from razor.distill.observation import Observation
+from razor.distill.schedule import Schedule
+from razor.distill.targets import check_targets
+from razor.distill.teacher_logits import TeacherLogits
+from razor.distill.trace import Needs, Shape, Trace
 from razor.errors import RazorError, did_you_mean
-from razor.spec import construct, spec_of
-
-
-@dataclass
-class Observation:
-    """What the teacher's trace of one micro-batch settles.
-
-    Attributes:
-        facts: per loss name, what its formula needs (EAKLD: gamma).
-        layers: per loss name, the hidden states to compare.
-    """
-
-    facts: dict[str, dict[str, float]] = field(default_factory=dict)
-    layers: dict[str, list[int]] = field(default_factory=dict)
-
-    @property
-    def student_layers(self) -> set[int]:
-        """Hidden states the student has to record."""
-        return {index for chosen in self.layers.values() for index in chosen}
+from razor.spec import construct, read, spec_of
 
 
 class Objective(nn.Module):
@@ -46,13 +33,17 @@ class Objective(nn.Module):
 
     Args:
         losses: by name.
-        weights: by the same names.
+        weights: by the same names; a number, or a `Schedule` over the run.
 
     Raises:
         RazorError: names that do not match, a weight below zero, or nothing to minimise.
     """
 
-    def __init__(self, losses: Mapping[str, LogitsLoss | FeatureLoss], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        losses: Mapping[str, LogitsLoss | LayerLoss],
+        weights: Mapping[str, float | Schedule],
+    ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or not name or hasattr(nn.ModuleDict(), name)]:
             raise RazorError(f"distill.losses.{unusable[0]}: a loss cannot have this name; choose another.")
@@ -62,22 +53,17 @@ class Objective(nn.Module):
             raise RazorError(
                 f"distill.weights lacks a weight for '{missing[0]}' (distill.weights.{missing[0]}=...)."
             )
-        if negative := [name for name, weight in weights.items() if not weight >= 0]:
-            raise RazorError(f"distill.weights.{negative[0]}={weights[negative[0]]} must be 0 or more.")
-        self.weights = {name: float(weights[name]) for name in losses if weights[name] > 0}
+        given = {name: _weight(name, weights[name]) for name in losses}
+        self.weights = {name: weight for name, weight in given.items() if largest(weight) > 0}
         if not self.weights:
             raise RazorError("Every weight in distill.weights is 0: there is nothing to minimise.")
-        active = {name: losses[name] for name in self.weights}
-        self.logits_losses = {n: loss for n, loss in active.items() if isinstance(loss, LogitsLoss)}
-        self.feature_losses = {n: loss for n, loss in active.items() if isinstance(loss, FeatureLoss)}
-        self.losses = nn.ModuleDict(active)
+        self.losses = nn.ModuleDict({name: losses[name] for name in self.weights})
+        self.set_step(0, 1)
 
     def spec(self) -> dict[str, Any]:
         """A plain description, from which `from_spec` builds the same objective; losses of weight 0 are gone."""
-        return {
-            "losses": {name: spec_of(loss) for name, loss in self.losses.items()},
-            "weights": dict(self.weights),
-        }
+        weights = {n: spec_of(w) if isinstance(w, Schedule) else w for n, w in self.weights.items()}
+        return {"losses": {name: spec_of(loss) for name, loss in self.losses.items()}, "weights": weights}
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any], where: str = "distill") -> Objective:
@@ -88,28 +74,107 @@ class Objective(nn.Module):
         """
         return construct(cls, spec, where)
 
+    def set_step(self, step: int, steps: int) -> None:
+        """Where the run stands: before each micro-batch, if a weight is scheduled."""
+        self.now = {
+            name: weight.at(step, steps) if isinstance(weight, Schedule) else weight
+            for name, weight in self.weights.items()
+        }
+
+    @property
+    def scheduled(self) -> list[str]:
+        """Names of the losses whose weight changes over the run."""
+        return [name for name, weight in self.weights.items() if isinstance(weight, Schedule)]
+
+    @property
+    def logits_losses(self) -> dict[str, LogitsLoss]:
+        """Losses on distributions that have a weight now."""
+        return {
+            n: loss for n, loss in self.losses.items() if self.now[n] > 0 and isinstance(loss, LogitsLoss)
+        }
+
+    @property
+    def layer_losses(self) -> dict[str, LayerLoss]:
+        """Losses on layers that have a weight now."""
+        return {n: loss for n, loss in self.losses.items() if self.now[n] > 0 and isinstance(loss, LayerLoss)}
+
     @property
     def needs_teacher(self) -> bool:
-        """False if no loss looks at a teacher (plain quantization-aware training)."""
-        return bool(self.feature_losses) or any(x.needs_teacher for x in self.logits_losses.values())
+        """False if no loss ever looks at a teacher (plain quantization-aware training)."""
+        return bool(self.of_teacher)
 
-    def teacher_layers(self, layers: int) -> set[int]:
-        """Hidden states of the teacher to record, given its number of layers."""
-        return {i for loss in self.feature_losses.values() for i in loss.teacher_layers(layers)}
+    @property
+    def of_teacher(self) -> list[str]:
+        """Names of the losses that look at a teacher."""
+        return [name for name, loss in self.losses.items() if loss.needs_teacher]
+
+    @property
+    def teaching(self) -> bool:
+        """Whether a loss that has a weight now looks at a teacher."""
+        return any(self.now[name] > 0 for name in self.of_teacher)
+
+    def fit(self, student: Shape, teacher: Shape | None) -> None:
+        """Tell the losses on layers what they compare; learned projections are made here.
+
+        Args:
+            student: the model in training.
+            teacher: None if no loss looks at one.
+
+        Raises:
+            RazorError: a loss that cannot compare them.
+        """
+        for name, loss in self.losses.items():
+            if isinstance(loss, LayerLoss):
+                try:
+                    loss.fit(student, teacher or student)
+                except RazorError as error:
+                    raise RazorError(f"The loss '{name}': {error}") from error
+
+    def check_cached(self, kind: str) -> None:
+        """Raise RazorError if a loss cannot be computed from cached targets of a kind ("sampled", "topk")."""
+        for name in self.of_teacher:
+            check_targets(kind, name, self.losses[name])
+
+    def teacher_needs(self) -> Needs:
+        """What to record of the teacher."""
+        return self._needs(
+            {n: loss.teacher_layers() for n, loss in self.layer_losses.items() if loss.needs_teacher}
+        )
+
+    def _needs(self, layers: Mapping[str, Any]) -> Needs:
+        needs = Needs()
+        for name, chosen in layers.items():
+            needs |= Needs(**{self.layer_losses[name].record: frozenset(chosen)})
+        return needs
 
     @torch.no_grad()
     def observe(self, teacher: Trace | None, batch: Batch) -> Observation:
         """Settle what depends on the teacher alone."""
         seen = Observation()
-        if teacher is None:
-            return seen
-        if any(loss.needs_entropy for loss in self.logits_losses.values()):
-            uncertain = teacher_entropy(teacher, batch.valid)
-            for name, loss in self.logits_losses.items():
-                if loss.needs_entropy:
-                    seen.facts[name] = loss.observe(uncertain, batch.token_weights())
-        for name, feature in self.feature_losses.items():
-            seen.layers[name] = feature.select(teacher.states, batch.documents >= 0)
+        wanting = {n: loss for n, loss in self.logits_losses.items() if loss.needs_teacher}
+        if teacher is not None and wanting:
+            seen.logits = TeacherLogits(Head.of(teacher, batch.valid))
+        observing = {n: loss for n, loss in wanting.items() if loss.observes}
+        if observing:
+            tokens = batch.targets.tokens if batch.targets is not None else None
+            if seen.logits is not None:
+                tokens = seen.logits.observe(batch.labels[batch.valid])
+            if tokens is not None:
+                weights = batch.token_weights()
+                seen.facts = {n: loss.observe(tokens, weights) for n, loss in observing.items()}
+                seen.statistics = {
+                    "teacher/entropy": float((tokens.entropy * weights).sum()),
+                    "teacher/label_probability": float((tokens.label_probability * weights).sum()),
+                }
+        for name, loss in self.layer_losses.items():
+            if teacher is not None or not loss.needs_teacher:
+                seen.layers[name] = loss.select(teacher, batch)  # type: ignore[arg-type]
+        seen.needs = self._needs(
+            {n: map(self.layer_losses[n].counterpart, layers) for n, layers in seen.layers.items()}
+        )
+        seen.compared = self._needs(
+            {n: layers for n, layers in seen.layers.items() if self.layer_losses[n].needs_teacher}
+        )
         return seen
 
     def forward(
@@ -117,54 +182,69 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss (scalar with gradient; 0 if no token is valid) and each part's own value."""
         weights = batch.token_weights()
-        total, parts = self._logits(student, teacher, batch, weights, seen)
-        for name, loss in self.feature_losses.items():
-            value = self._feature(name, loss, student, teacher, batch, weights, seen)
+        total, parts = self._logits(student, batch, weights, seen)
+        for name, loss in self.layer_losses.items():
+            value = self._layers(name, loss, student, teacher, batch, weights, seen)
             parts[name] = float(value.detach())
-            total = total + self.weights[name] * value
+            total = total + self.now[name] * value
         return total, parts
 
     def _logits(
-        self, student: Trace, teacher: Trace | None, batch: Batch, weights: Tensor, seen: Observation
+        self, student: Trace, batch: Batch, weights: Tensor, seen: Observation
     ) -> tuple[Tensor, dict[str, float]]:
-        labels, names = batch.labels[batch.valid], list(self.logits_losses)
-        if not names or not len(labels):
-            return student.hidden.sum() * 0.0, dict.fromkeys(names, 0.0)
-        needed = any(loss.needs_teacher for loss in self.logits_losses.values())
-        if needed and teacher is None:
-            raise RazorError(f"The losses {', '.join(names)} need a teacher's trace, but none was recorded.")
-
-        def formula(student_logp: Tensor, teacher_logp: Tensor | None, part: slice) -> Tensor:
-            return torch.stack(
-                [
-                    loss.per_token(student_logp, teacher_logp, labels[part], seen.facts.get(name, {}))
-                    for name, loss in self.logits_losses.items()
-                ]
+        losses, labels, targets = self.logits_losses, batch.labels[batch.valid], batch.targets
+        if not losses or not len(labels):
+            return student.hidden.sum() * 0.0, dict.fromkeys(losses, 0.0)
+        wanting = [name for name, loss in losses.items() if loss.needs_teacher]
+        if wanting and seen.logits is None and targets is None:
+            raise RazorError(
+                f"The losses {', '.join(wanting)} need a teacher's trace, but none was recorded."
             )
 
-        of = teacher_logits(teacher, batch.valid) if needed and teacher else None
-        part_weights = torch.tensor([self.weights[name] for name in names], device=weights.device)
-        total, values = chunked_loss(student, of, batch.valid, formula, part_weights, weights)
-        means = (values @ weights).tolist()
-        return total, dict(zip(names, means, strict=True))
+        formula = LossFormula(losses, labels, seen.facts, targets)
+        part_weights = torch.tensor([self.now[name] for name in losses], device=weights.device)
+        head = Head.of(student, batch.valid)
+        total, values = chunked_loss(head, seen.logits, formula, part_weights, weights)
+        means = (values @ weights.to(values.dtype)).tolist()
+        spread = (values.std(1, correction=0).tolist(), values.amax(1).tolist())
+        for name, deviation, largest_one in zip(losses, *spread, strict=True):
+            seen.statistics |= {f"{name}/token_std": deviation, f"{name}/token_max": largest_one}
+        return total, dict(zip(losses, means, strict=True))
 
-    def _feature(
+    def _layers(
         self,
         name: str,
-        loss: FeatureLoss,
+        loss: LayerLoss,
         student: Trace,
         teacher: Trace | None,
         batch: Batch,
         weights: Tensor,
         seen: Observation,
     ) -> Tensor:
-        if teacher is None or name not in seen.layers:
-            raise RazorError(f"The loss '{name}' compares hidden states, but no teacher was observed.")
-        missing = [i for i in seen.layers[name] if i not in student.states or i not in teacher.states]
-        if missing:
-            raise RazorError(f"The loss '{name}' needs hidden state {missing[0]}, which nobody recorded.")
-        values = [
-            (loss.per_token(student.states[i][batch.valid], teacher.states[i][batch.valid]) * weights).sum()
-            for i in seen.layers[name]
-        ]
-        return torch.stack(values).mean()
+        if name not in seen.layers or (loss.needs_teacher and teacher is None):
+            raise RazorError(f"The loss '{name}' compares layers, but no teacher was observed.")
+        own, values, total = getattr(student, loss.record), [], 0.0
+        theirs = getattr(teacher, loss.record) if loss.needs_teacher else {}
+        for layer in seen.layers[name]:
+            counterpart = loss.counterpart(layer)
+            if counterpart not in own or (loss.needs_teacher and layer not in theirs):
+                raise RazorError(
+                    f"The loss '{name}' needs {loss.record} of layer {layer}, which nobody recorded."
+                )
+            record = own[counterpart]
+            per_token = loss.per_token(record, theirs.get(layer, record), batch)
+            values.append(loss.layer_weight(layer) * (per_token * weights).sum())
+            total += loss.layer_weight(layer)
+        return torch.stack(values).sum() / total
+
+
+def _weight(name: str, weight: Any) -> float | Schedule:
+    value: float | Schedule = read(float | Schedule, weight, f"distill.weights.{name}")
+    if not isinstance(value, Schedule) and not 0 <= value < float("inf"):
+        raise RazorError(f"distill.weights.{name}={weight} must be 0 or more.")
+    return value
+
+
+def largest(weight: float | Schedule) -> float:
+    """The largest value that a weight takes."""
+    return weight.largest if isinstance(weight, Schedule) else weight

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from razor.distill import Batch, Objective
 from razor.distiller.inputs import batch_of
 from razor.errors import RazorError
-from razor.models import layers_of, record
+from razor.models import record, shape_of
 from razor.models.student import check_head
 from razor.recipe import Recipe
 
@@ -38,9 +38,12 @@ class Distiller:
         student: the model in training, as `razor.quantize` returns it.
         teacher: the 16-bit model, which is frozen here and follows the student to its device; None if no loss
             looks at it.
+        cached: "sampled" or "topk" if every batch brings the teacher's cached targets of that kind, in place of
+            a teacher.
 
     Raises:
-        RazorError: no losses; a teacher that is missing, is the student itself, or does not fit it.
+        RazorError: no losses; a teacher that is missing, is the student itself, or does not fit it; a loss that
+            cached targets do not serve.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Distiller:
         recipe: Recipe | Objective | Mapping[str, Any] | str | Path,
         student: PreTrainedModel,
         teacher: PreTrainedModel | None = None,
+        cached: str | None = None,
     ) -> None:
         self.objective = _objective(recipe)
         self.student, self.teacher = student, None
@@ -58,14 +62,16 @@ class Distiller:
                     "(of a wrapper: wrapper.module)."
                 )
         check_head(student)
-        if not self.objective.needs_teacher:
+        self.cached = cached
+        if not self.objective.needs_teacher or cached is not None:
+            if cached is not None:
+                self.objective.check_cached(cached)
+            self.objective.fit(shape_of(student), None)
             return
         if teacher is None:
-            names = [
-                name for name, loss in self.objective.losses.items() if getattr(loss, "needs_teacher", True)
-            ]
             raise RazorError(
-                f"The losses {', '.join(names)} need a teacher: Distiller(recipe, student, teacher)."
+                f"The losses {', '.join(self.objective.of_teacher)} need a teacher: "
+                "Distiller(recipe, student, teacher)."
             )
         self._check_pair(student, teacher)
         self.teacher = teacher.eval().requires_grad_(False)
@@ -113,27 +119,33 @@ class Distiller:
         vocabulary = embedding.num_embeddings
         return self.loss(batch_of(input_ids, labels, vocabulary, attention_mask, position_ids, documents))
 
+    @property
+    def trained(self) -> nn.ModuleList:
+        """All that an optimizer should get: the student, and the losses, of which some learn a projection."""
+        return nn.ModuleList([self.student, self.objective])
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The same for a `Batch` on the student's device."""
         observed = None
-        if self.teacher is not None:
+        self.objective.to(batch.input_ids.device)
+        if self.teacher is not None and self.objective.teaching:
             if next(self.teacher.parameters()).device != batch.input_ids.device:
                 nn.Module.to(self.teacher, batch.input_ids.device)
             with torch.no_grad():
-                observed = record(self.teacher, batch, self._teacher_layers(self.teacher))
+                observed = record(self.teacher, batch, self.objective.teacher_needs())
         seen = self.objective.observe(observed, batch)
-        student = record(self.student, batch, seen.student_layers)
+        if observed is not None:
+            observed = observed.only(seen.compared)
+        student = record(self.student, batch, seen.needs)
         loss, parts = self.objective(student, observed, batch, seen)
-        facts = {f"{name}/{key}": value for name, own in seen.facts.items() for key, value in own.items()}
-        chosen = {
-            f"{name}/layer_{rank}": float(layer)
-            for name, layers in seen.layers.items()
-            for rank, layer in enumerate(layers)
+        values = {f"loss/{name}": value for name, value in parts.items()} | seen.statistics
+        for name, facts in seen.facts.items():
+            values |= {f"{name}/{key}": value for key, value in facts.items()}
+        for name, layers in seen.layers.items():
+            values |= {f"{name}/layer_{rank}": float(layer) for rank, layer in enumerate(layers)}
+        return loss, values | {
+            f"weight/{name}": self.objective.now[name] for name in self.objective.scheduled
         }
-        return loss, {f"loss/{name}": value for name, value in parts.items()} | facts | chosen
-
-    def _teacher_layers(self, teacher: PreTrainedModel) -> set[int]:
-        return self.objective.teacher_layers(len(layers_of(teacher)))
 
     def _check_pair(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         if teacher is student:
@@ -148,14 +160,7 @@ class Distiller:
                 f"The student has {own} tokens, the teacher {other}: losses between distributions need one "
                 "vocabulary."
             )
-        if self._teacher_layers(teacher):
-            shapes = [(len(layers_of(m)), m.config.hidden_size) for m in (student, teacher)]
-            if shapes[0] != shapes[1]:
-                raise RazorError(
-                    f"{', '.join(self.objective.feature_losses)} compares hidden states layer by layer, but the "
-                    f"student has {shapes[0][0]} layers of width {shapes[0][1]} and the teacher {shapes[1][0]} of "
-                    f"{shapes[1][1]}."
-                )
+        self.objective.fit(shape_of(student), shape_of(teacher))
 
 
 def _objective(recipe: Recipe | Objective | Mapping[str, Any] | str | Path) -> Objective:

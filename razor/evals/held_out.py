@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from razor.distill import Batch, CrossEntropy, ForwardKL
-from razor.distill.chunked import chunked_loss, teacher_logits
+from razor.distill.chunked import chunked_loss
+from razor.distill.formula import Formula
+from razor.distill.head import Head
+from razor.distill.teacher_logits import TeacherLogits
 from razor.models import record
 
 if TYPE_CHECKING:
@@ -54,17 +57,18 @@ def score_held_out(student: PreTrainedModel, teacher: PreTrainedModel, batches: 
         labels = batch.labels[batch.valid]
         taught = record(teacher, batch)
         learned = taught if student is teacher else record(student, batch)
-        expected = teacher_logits(taught, batch.valid)
+        expected = TeacherLogits(Head.of(taught, batch.valid))
 
         def formula(
             logp: torch.Tensor, of: torch.Tensor | None, part: slice, labels: torch.Tensor = labels
         ) -> torch.Tensor:
             assert of is not None
             same = (logp.argmax(-1) == of.argmax(-1)).float()
-            return torch.stack([*(x.per_token(logp, of, labels[part], {}) for x in losses), same])
+            return torch.stack([*(loss(logp, of, labels[part], {}) for loss in losses), same])
 
         ones = torch.ones(3, device=device)
-        _, values = chunked_loss(learned, expected, batch.valid, formula, ones, ones.new_ones(len(labels)))
+        own = Head.of(learned, batch.valid)
+        _, values = chunked_loss(own, expected, Formula(formula), ones, ones.new_ones(len(labels)))
         sums += values.double().sum(-1).cpu()
         tokens += len(labels)
     student.train(training)

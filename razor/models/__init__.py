@@ -6,7 +6,7 @@ from razor.models.gguf_package import GGUFPackage
 from razor.models.hub import HubModel
 from razor.models.kv_cache import QuantCache, quant_cache
 from razor.models.random_model import RandomModel
-from razor.models.record import layers_of, record
+from razor.models.record import layers_of, record, shape_of
 from razor.models.source import ModelSource, config_from
 from razor.models.student import make_student
 
@@ -23,4 +23,5 @@ __all__ = [
     "quant_cache",
     "quantize_kv",
     "record",
+    "shape_of",
 ]

@@ -65,7 +65,7 @@ def quantized_kv_attention(
         )
     own, name = module.kv_attention, module.config._attn_implementation
     if "flash" in name:  # loads its kernels by the name that the layer's config gives
-        module = _Seen(module, config=_Seen(module.config, _attn_implementation=name.removesuffix(SUFFIX)))
+        module = Seen(module, config=Seen(module.config, _attn_implementation=name.removesuffix(SUFFIX)))
     return own(module, query, key, value, attention_mask, **options)
 
 
@@ -90,7 +90,7 @@ def quantize_kv(model: PreTrainedModel, rounding: Format) -> None:
         if not hasattr(layer, "kv_format"):
             layer.register_forward_pre_hook(_look_at_cache, with_kwargs=True)
         layer.kv_format, layer.kv_stored = rounding, False
-        layer.kv_attention = _own_attention(layer, former)
+        layer.kv_attention = own_attention(layer, former)
         layer.config._attn_implementation = former + SUFFIX  # layers may share it
     use_in_generate(model)
 
@@ -125,9 +125,9 @@ def attention_layers(model: PreTrainedModel) -> dict[str, Any]:
         raise RazorError(
             f"{kind} has an encoder: keys and values of decoder-only models alone can be quantized."
         )
-    found = {name: module for name, module in model.named_modules() if _keeps_keys(_code(module))}
+    found = {name: module for name, module in model.named_modules() if _keeps_keys(code_of(module))}
     for name, module in found.items():
-        if "ALL_ATTENTION_FUNCTIONS" not in _code(module).co_names:
+        if "ALL_ATTENTION_FUNCTIONS" not in code_of(module).co_names:
             raise RazorError(
                 f"'{name}' ({type(module).__name__}) does not call attention through Transformers' attention "
                 "functions, where keys and values are quantized: set quant.kv_cache=none for this model."
@@ -142,7 +142,8 @@ def attention_layers(model: PreTrainedModel) -> dict[str, Any]:
     return found
 
 
-def _code(module: nn.Module) -> CodeType:
+def code_of(module: nn.Module) -> CodeType:
+    """Code of a module's forward pass, below its decorators."""
     return inspect.unwrap(type(module).forward).__code__
 
 
@@ -163,7 +164,7 @@ def _former(layer: Any) -> str:
     return str(layer.config._attn_implementation).removesuffix(SUFFIX)
 
 
-def _own_attention(module: nn.Module, former: str) -> Any:
+def own_attention(module: nn.Module, former: str) -> Any:
     """The function that the layer itself would take for this name, from where it would take it."""
     names = inspect.unwrap(type(module).forward).__globals__
     return names["ALL_ATTENTION_FUNCTIONS"].get_interface(former, names["eager_attention_forward"])
@@ -189,7 +190,7 @@ for _name in IMPLEMENTATIONS:
     _register(_name)
 
 
-class _Seen:
+class Seen:
     """Another object with some attributes told otherwise; nothing is copied or changed."""
 
     def __init__(self, target: Any, **told: Any) -> None:

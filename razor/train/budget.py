@@ -34,18 +34,22 @@ def steps_of_run(
     settings: TrainSettings,
     objective: Objective,
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | None,
     corpus: Corpus,
     rows_per_batch: int,
+    cached: str | None = None,
 ) -> int:
-    """Optimizer steps of the run in `folder`: as saved there, else from the settings, and then saved."""
+    """Optimizer steps of the run in `folder`: as saved there, else from the settings, and then saved.
+
+    `cached` says which targets the rows of the corpus bring in place of a teacher (see `Distiller`).
+    """
     path = folder / "budget.json"
     if path.is_file():
         return int(json.loads(path.read_text())["steps"])
     steps = settings.max_steps
     if settings.max_minutes is not None:
         trial = StepBatches(corpus.train, TRIED, rows_per_batch)
-        module = DistillModule(student, teacher, objective, settings, TRIED)
+        module = DistillModule(student, teacher, objective, settings, TRIED, cached)
         seconds = seconds_per_batch(module, trial, settings.device) * settings.accumulate * OVERHEAD
         steps = max(1, int(60 * settings.max_minutes / seconds))
         print(f"{settings.max_minutes:g} minutes are {steps} steps of {seconds:.2f} s.", flush=True)

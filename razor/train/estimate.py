@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from razor.distill.chunked import CHUNK_BYTES
+from razor.distill.pieces import chunk_bytes
 from razor.models import ModelSource
 
 EFFICIENCY = 0.5
@@ -30,7 +30,7 @@ class Estimate:
 
 
 def estimate(
-    source: ModelSource, tokens_per_batch: int, tokens: int, teacher: bool, device: torch.device
+    source: ModelSource, tokens_per_batch: int, tokens: int, teacher: ModelSource | None, device: torch.device
 ) -> Estimate:
     """Estimate from shapes: latents, gradients and two Adam moments in fp32, teacher and weights in 16 bits.
 
@@ -38,17 +38,21 @@ def estimate(
         source: the model.
         tokens_per_batch: tokens in a micro-batch.
         tokens: tokens of the whole run.
-        teacher: whether a teacher runs too.
+        teacher: the model that runs beside it; None if none does, as with cached targets.
         device: where it runs.
     """
     config, skeleton = source.config(), source.skeleton()
     parameters = sum(p.numel() for p in skeleton.parameters())
-    matrices = parameters * (16 + 2 + (2 if teacher else 0))
+    beside = 0
+    if teacher is not None:
+        model = skeleton if teacher is source else teacher.skeleton()
+        beside = sum(p.numel() for p in model.parameters())
+    matrices = parameters * (16 + 2) + 2 * beside
     width, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
     # a layer keeps about ten tensors of the hidden and six of the inner width for backward, half of them fp32
     activations = tokens_per_batch * config.num_hidden_layers * (10 * width + 6 * inner) * 3
-    loss = 6 * min(CHUNK_BYTES, 4 * tokens_per_batch * config.vocab_size)
-    flops = (6 + (2 if teacher else 0)) * parameters * tokens
+    loss = 4 * min(chunk_bytes(device.type), 2 * tokens_per_batch * config.vocab_size)
+    flops = (6 * parameters + 2 * beside) * tokens
     seconds = flops / (EFFICIENCY * matrix_speed(device))
     return Estimate(matrices + activations + loss, seconds, 12 * parameters)
 

@@ -2,11 +2,13 @@
 
 The student is scored as it is trained, with activations and KV cache quantized. The teacher's benchmark
 scores are cached for the next run; what a run found is kept in its folder, so a resumed run scores nothing
-twice.
+twice. The teacher is borrowed: a run that trains from cached targets loads it for as long as scoring takes, and
+no longer.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from razor.evals.harness import Benchmark
 from razor.evals.held_out import HeldOut, score_held_out
 from razor.evals.scores import Scores
 from razor.storage import atomic_write
+from razor.train.teaching import Lend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +33,7 @@ class Evaluation(L.Callback):
     Args:
         benchmark: the tasks.
         held_out: batches of held-out text.
-        teacher: the 16-bit model.
+        lend: gives the 16-bit model.
         tokenizer: of both.
         fingerprint: of the teacher and the dtype it computes in, for the cache of its scores.
         folder: of the run; scores lie in its `scores/`.
@@ -40,42 +43,50 @@ class Evaluation(L.Callback):
         self,
         benchmark: Benchmark,
         held_out: list[Batch],
-        teacher: PreTrainedModel,
+        lend: Lend,
         tokenizer: PreTrainedTokenizerBase,
         fingerprint: str,
         folder: Path,
     ) -> None:
-        self.benchmark, self.held_out, self.teacher = benchmark, held_out, teacher
+        self.benchmark, self.held_out, self.lend = benchmark, held_out, lend
         self.tokenizer, self.fingerprint, self.folder = tokenizer, fingerprint, folder / "scores"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The teacher and plain rounding, unless this run already has them."""
-        nn.Module.to(self.teacher, pl_module.device)
         if trainer.is_global_zero:
-            self.score("teacher", self.teacher)
-            if trainer.ckpt_path is None:  # a resumed student is no longer plain rounding
-                self.score("before", pl_module.student)  # type: ignore[arg-type]
+            # a resumed student is no longer plain rounding
+            self.score(["teacher", "before"] if trainer.ckpt_path is None else ["teacher"], pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The trained student, if training was not stopped early."""
         if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
-            self.score("after", pl_module.student)  # type: ignore[arg-type]
+            pl_module.zero_grad(set_to_none=True)  # of the last step: room for a teacher that is loaded
+            self.score(["after"], pl_module)
 
-    def score(self, name: str, model: PreTrainedModel) -> None:
-        """Score one model and keep the result in the run folder."""
-        path = self.folder / f"{name}.json"
-        if path.is_file():
-            return
+    def score(self, names: list[str], module: L.LightningModule) -> None:
+        """Score what has not been scored yet, and give the teacher back."""
+        if missing := [name for name in names if not self._path(name).is_file()]:
+            teacher = nn.Module.to(self.lend(), module.device)
+            for name in missing:
+                self._score(name, module.student, teacher)  # type: ignore[arg-type]
+            del teacher
+            gc.collect()
+
+    def _score(self, name: str, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        model = teacher if name == "teacher" else student
         if name == "teacher":
             scores = self.benchmark.score_cached(model, self.tokenizer, self.fingerprint, f"scoring {name}")
         else:
             scores = self.benchmark.score(model, self.tokenizer, f"scoring {name}")
-        held_out = score_held_out(model, self.teacher, self.held_out)
+        held_out = score_held_out(model, teacher, self.held_out)
         print(f"{name}: held-out KL {held_out.kl:.3f} nats, perplexity {held_out.perplexity:.4g}", flush=True)
-        with atomic_write(path) as temporary:
+        with atomic_write(self._path(name)) as temporary:
             temporary.write_text(json.dumps({"scores": scores.to_dict(), "held_out": held_out.to_dict()}))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
     def found(self, name: str) -> tuple[Scores, HeldOut]:
         """What `score` kept."""
-        data: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
+        data: dict[str, Any] = json.loads(self._path(name).read_text())
         return Scores.from_dict(data["scores"]), HeldOut(**data["held_out"])

@@ -63,9 +63,11 @@ def finish(
 def _rows(job: Job, prepared: Prepared, evaluation: Evaluation, packed: Path) -> list[Row]:
     total = prepared.size.total
     full = 2 * total.parameters
-    small = packed_bytes(packed)
+    small, large = packed_bytes(packed), full
+    if job.teaching.another:
+        large = 2 * sum(p.numel() for p in job.teaching.teacher.skeleton().parameters())
     sizes: dict[str, tuple[str, float, int]] = {
-        "teacher": ("W16-A16-KV16", 1.0, full),
+        "teacher": ("W16-A16-KV16", full / large, large),
         "before": (job.recipe.w_a_kv, total.ratio_paper, small),
         "after": (job.recipe.w_a_kv, total.ratio_paper, small),
     }
@@ -85,6 +87,15 @@ def _notes(job: Job, evaluation: Evaluation, training: Training) -> list[str]:
         + (f", first {limit} rows of each task." if limit and job.benchmark.tasks else "."),
         "ratio: paper's accounting (a trit is 1.58 bits); on disk: bytes of the packed weights file.",
     ]
+    if job.teaching.another:
+        notes.append(
+            f"the teacher is {job.teaching.teacher.name}, another model; ratios are to {job.model.name} at 16 bits."
+        )
+    if job.teaching.cached:
+        kept = " ".join(f"{key}={value}" for key, value in job.teaching.cached.kept.describe().items())
+        notes.append(
+            f"trained from the teacher's cached targets ({kept}); scored against the teacher itself."
+        )
     if job.model_note:
         notes.append(
             f"{job.model_note}: recovery is measured against that, not against the original weights."
@@ -96,16 +107,28 @@ def _facts(
     job: Job, corpus: Corpus, batches: StepBatches, training: Training, seconds: float
 ) -> dict[str, Any]:
     done = training.tokens / max(training.seconds, 1e-9)
-    return {
-        "model": job.model.name,
-        "model_fingerprint": job.model.fingerprint(),
-        "seed": job.seed,
-        "steps": training.steps,
-        "tokens_seen": training.tokens,  # by this process: a resumed run counts from where it went on
-        "train_tokens_distinct": corpus.train.tokens,
-        "train_epochs": batches.epochs,
-        "tokens_per_second": done,
-        "seconds_training": training.seconds,
-        "seconds_total": seconds,
-        "config": job.config,
-    } | environment(job.settings.device)
+    taught: dict[str, Any] = {}
+    if job.teaching.another:
+        taught = {
+            "teacher": job.teaching.teacher.name,
+            "teacher_fingerprint": job.teaching.teacher.fingerprint(),
+        }
+    if corpus.train.taught is not None:
+        taught["teacher_targets"] = {"folder": str(corpus.train.taught.folder)} | corpus.train.taught.identity
+    return (
+        {
+            "model": job.model.name,
+            "model_fingerprint": job.model.fingerprint(),
+            "seed": job.seed,
+            "steps": training.steps,
+            "tokens_seen": training.tokens,  # by this process: a resumed run counts from where it went on
+            "train_tokens_distinct": corpus.train.tokens,
+            "train_epochs": batches.epochs,
+            "tokens_per_second": done,
+            "seconds_training": training.seconds,
+            "seconds_total": seconds,
+            "config": job.config,
+        }
+        | taught
+        | environment(job.settings.device)
+    )

@@ -9,21 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import Logger
 
 from razor.data.corpus import check_sequence_length
-from razor.data.sources.base import TextSource
 from razor.distill import Objective
 from razor.errors import RazorError
 from razor.evals.harness import Benchmark
-from razor.models import ModelSource
+from razor.models import ModelSource, shape_of
 from razor.quant import ModelSize, Plan, measure
 from razor.recipe import PlanFile, QuantRecipe, Recipe
 from razor.storage import require_space
 from razor.train.estimate import Estimate, estimate
 from razor.train.settings import TrainSettings
+from razor.train.teaching import Teaching
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -31,20 +34,25 @@ class Job:
     """Everything a run is made of, already built (see conf/train.yaml)."""
 
     folder: Path
-    model: ModelSource
+    teaching: Teaching
     model_note: str | None
     recipe: QuantRecipe | PlanFile
     objective: Objective
-    source: TextSource
-    sequence_length: int
     rows_per_batch: int
-    held_out: int
-    data_seed: int
-    settings: TrainSettings
     benchmark: Benchmark
     loggers: Mapping[str, Callable[..., Logger]]
     seed: int
     config: dict[str, Any]
+
+    @property
+    def model(self) -> ModelSource:
+        """What becomes the student."""
+        return self.teaching.model
+
+    @property
+    def settings(self) -> TrainSettings:
+        """Optimizer, schedule, budget and device."""
+        return self.teaching.settings
 
 
 @dataclass
@@ -65,19 +73,21 @@ class Prepared:
 
     def __str__(self) -> str:
         job, total = self.job, self.size.total
-        tokens = job.settings.max_steps * job.settings.accumulate * job.rows_per_batch * job.sequence_length
+        per_batch = job.rows_per_batch * job.teaching.sequence_length
+        tokens = job.settings.max_steps * job.settings.accumulate * per_batch
         note = f" ({job.model_note})" if job.model_note else ""
         budget = (
             f"{job.settings.max_minutes:g} minutes of training"
             if job.settings.max_minutes
             else f"{job.settings.max_steps} steps, up to {tokens:,} tokens, about {self.needs.seconds / 60:.0f} min"
         )
-        objective = ", ".join(f"{weight:g} {name}" for name, weight in job.objective.weights.items())
+        objective = ", ".join(f"{weight} {name}" for name, weight in job.objective.weights.items())
         return "\n".join(
             [
                 f"model    {job.model.name}, {total.parameters / 1e6:.1f} M parameters{note}",
                 f"student  {job.recipe.name}: {job.recipe.w_a_kv}, {total.bits_per_weight:.2f} bits per weight, "
                 f"ratio {total.ratio_paper:.2f} ({total.ratio_disk:.2f} on disk, {total.bytes_disk / 1e6:.1f} MB)",
+                *_teacher_line(job.teaching),
                 f"losses   {objective}",
                 f"budget   {budget} of training on {job.settings.device.type}, "
                 f"{self.needs.memory / 1e9:.1f} GB of memory (estimates)",
@@ -98,26 +108,42 @@ class Training:
 
 def check(job: Job) -> Prepared:
     """Find everything that can be wrong before anything heavy runs."""
-    for key in ("held_out", "rows_per_batch"):
-        if getattr(job, key) < 1:
-            raise RazorError(f"data.{key}={getattr(job, key)} must be at least 1.")
-    job.model.prepare()
-    config, skeleton = job.model.config(), job.model.skeleton()
-    check_sequence_length(job.sequence_length, longest_text(job.model))
+    teaching = job.teaching
+    for key, value in (("held_out", teaching.held_out), ("rows_per_batch", job.rows_per_batch)):
+        if value < 1:
+            raise RazorError(f"data.{key}={value} must be at least 1.")
+    teaching.check()
+    skeleton = job.model.skeleton()
+    check_sequence_length(teaching.sequence_length, teaching.longest_text)
     plan = job.recipe.plan(skeleton)
-    if job.objective.needs_teacher:
-        job.objective.teacher_layers(config.num_hidden_layers)
+    _check_losses(job, skeleton)
     tokenizer = job.model.tokenizer()
     job.benchmark.prepare(tokenizer)
-    per_batch = job.rows_per_batch * job.sequence_length
+    per_batch = job.rows_per_batch * teaching.sequence_length
     tokens = per_batch * job.settings.accumulate * job.settings.max_steps
-    needs = estimate(job.model, per_batch, tokens, job.objective.needs_teacher, job.settings.device)
+    runs = job.objective.needs_teacher and teaching.cached is None
+    needs = estimate(job.model, per_batch, tokens, teaching.teacher if runs else None, job.settings.device)
     size = measure(skeleton, plan)
     # two checkpoints at once while one replaces the other, and the packed model
     require_space(job.folder, 2 * needs.checkpoint + 2 * size.total.bytes_disk, "this run")
     return Prepared(job, plan, size, needs)
 
 
-def longest_text(model: ModelSource) -> int | None:
-    """Longest sequence the model can read, tokens; None if it does not say."""
-    return getattr(model.config(), "max_position_embeddings", None)
+def _check_losses(job: Job, skeleton: PreTrainedModel) -> None:
+    """That the losses fit the two models, or the cache in place of one; and that there may be such a cache."""
+    own, teaching = shape_of(skeleton), job.teaching
+    if teaching.cached is None:
+        job.objective.fit(own, shape_of(teaching.teacher.skeleton()) if teaching.another else own)
+        return
+    if not job.objective.needs_teacher:
+        raise RazorError("teacher=cached, but none of the losses looks at a teacher: leave it out.")
+    job.objective.check_cached(teaching.cached.kept.kind)
+    job.objective.fit(own, None)
+    teaching.check_cache()
+
+
+def _teacher_line(teaching: Teaching) -> list[str]:
+    if teaching.cached is not None:
+        kept = " ".join(f"{key}={value}" for key, value in teaching.cached.kept.describe().items())
+        return [f"teacher  {teaching.teacher.name}, cached: {kept}"]
+    return [f"teacher  {teaching.teacher.name}"] if teaching.another else []

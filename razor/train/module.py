@@ -30,10 +30,11 @@ class DistillModule(L.LightningModule):
 
     Args:
         student: quantized, its parameters fp32 latents.
-        teacher: the 16-bit model, or None if no loss needs it.
+        teacher: the 16-bit model, or None if no loss needs it, or its targets are cached.
         objective: the losses.
         settings: optimizer and schedule.
         steps: optimizer steps of the whole run (the schedule's length).
+        cached: "sampled" or "topk" if every batch brings the teacher's targets.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class DistillModule(L.LightningModule):
         objective: Objective,
         settings: TrainSettings,
         steps: int,
+        cached: str | None = None,
     ) -> None:
         super().__init__()
         self.student, self.settings, self.steps = student, settings, steps
-        self.distiller = Distiller(objective, student, teacher)
+        self.objective = objective
+        self.distiller = Distiller(objective, student, teacher, cached)
 
     @property
     def teacher(self) -> PreTrainedModel | None:
@@ -61,6 +64,7 @@ class DistillModule(L.LightningModule):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Weighted loss of a micro-batch, and everything worth logging by name."""
         set_progress(self.student, self.global_step / self.steps)  # for formats that change on the way
+        self.objective.set_step(self.global_step, self.steps)
         return self.distiller.loss(batch)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -72,14 +76,14 @@ class DistillModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's norm before clipping."""
-        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.log("gradient_norm", norm, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """AdamW (weight decay on matrices only) under the settings' schedule."""
+        """AdamW (weight decay on matrices only) of student and projections under the settings' schedule."""
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.student, self.settings.learning_rate, self.settings.weight_decay),
+            parameter_groups(self, self.settings.learning_rate, self.settings.weight_decay),
             betas=(self.settings.betas[0], self.settings.betas[1]),
             fused=True,
         )

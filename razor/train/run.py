@@ -17,17 +17,14 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
-from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from razor.data.corpus import Corpus
-from razor.data.sources.base import Teacher
 from razor.data.steps import StepBatches
 from razor.export.folder import RECIPE
 from razor.models import make_student
@@ -35,7 +32,7 @@ from razor.train.budget import steps_of_run
 from razor.train.checkpoints import AtomicCheckpointIO, Checkpoints, newest
 from razor.train.evaluation import Evaluation
 from razor.train.finish import finish
-from razor.train.job import Job, Training, check, longest_text
+from razor.train.job import Job, Training, check
 from razor.train.loader import StepData
 from razor.train.loggers import close
 from razor.train.module import DistillModule
@@ -62,45 +59,42 @@ def run_job(job: Job) -> int:
     resume_from = newest(job.folder / "checkpoints")
     loggers = [make(folder=job.folder, name=job.folder.name) for make in job.loggers.values()]
     L.seed_everything(job.seed, verbose=False)
-    tokenizer = job.model.tokenizer()
-    teacher_writes = Teacher(job.model.fingerprint(), _writer(job))
-    corpus = Corpus.build(
-        job.source,
-        tokenizer,
-        job.sequence_length,
-        job.held_out,
-        job.data_seed,
-        longest_text(job.model),
-        teacher_writes,
-    )
-    teacher = job.model.load(job.settings.dtype)
-    student = make_student(teacher, prepared.plan, job.settings.dtype)
-    steps = steps_of_run(
-        job.folder, job.settings, job.objective, student, teacher, corpus, job.rows_per_batch
-    )
-    batches = StepBatches(corpus.train, steps, job.rows_per_batch, job.settings.accumulate, job.data_seed)
+    teaching, dtype = job.teaching, job.settings.dtype
+    corpus = teaching.taught(teaching.corpus())
+    base = job.model.load(dtype)
+    student = make_student(base, prepared.plan, dtype)
+    teacher = None if teaching.cached else teaching.load_teacher() if teaching.another else base
+    del base  # unless it teaches, nobody needs it any more
+    module, batches = _module(job, student, teacher, corpus)
     evaluation = Evaluation(
         job.benchmark,
         list(corpus.held_out.batches(job.rows_per_batch)),
-        teacher,
-        tokenizer,
-        f"{job.model.fingerprint()}-{job.settings.compute_dtype}",
+        teaching.load_teacher if teacher is None else lambda: teacher,
+        job.model.tokenizer(),
+        f"{teaching.teacher.fingerprint()}-{job.settings.compute_dtype}",
         job.folder,
     )
-    module = DistillModule(
-        student, teacher if job.objective.needs_teacher else None, job.objective, job.settings, steps
-    )
     training = fit(job, module, batches, evaluation, loggers, resume_from)
-    if training.stopped and training.steps < steps:
-        print(f"Stopped after step {training.steps} of {steps}, saved. Continue with:")
+    if training.stopped and training.steps < batches.max_steps:
+        print(f"Stopped after step {training.steps} of {batches.max_steps}, saved. Continue with:")
         print(f"  python train.py run={job.folder} ckpt=last")
         return INTERRUPTED
     finish(job, prepared, corpus, batches, student, evaluation, training, time.perf_counter() - started)
     return 0
 
 
-def _writer(job: Job) -> Callable[[], PreTrainedModel]:
-    return lambda: nn.Module.to(job.model.load(job.settings.dtype), job.settings.device)
+def _module(
+    job: Job, student: PreTrainedModel, teacher: PreTrainedModel | None, corpus: Corpus
+) -> tuple[DistillModule, StepBatches]:
+    """What is trained, and every micro-batch of it."""
+    settings, objective = job.settings, job.objective
+    cached = job.teaching.cached.kept.kind if job.teaching.cached else None
+    steps = steps_of_run(
+        job.folder, settings, objective, student, teacher, corpus, job.rows_per_batch, cached
+    )
+    batches = StepBatches(corpus.train, steps, job.rows_per_batch, settings.accumulate, job.teaching.seed)
+    asked = teacher if objective.needs_teacher else None
+    return DistillModule(student, asked, objective, settings, steps, cached), batches
 
 
 def quieten() -> None:

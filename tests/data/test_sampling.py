@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from razor.data.sampling import Fixed, Free, Sampling, Text, write
+from razor.data.temperature import Ramp
 
 STOP = frozenset({258})
 LIKELIEST = Sampling(0.0)
@@ -15,7 +16,7 @@ def generator(seed=0):
 
 def written(model, starts, script, sampling=LIKELIEST, seed=0, **options):
     texts = [Text(start, script) for start in starts]
-    write(model, texts, sampling, generator(seed), 259, 64, **options)
+    write(model, texts, sampling, generator(seed), 259, **options)
     return texts
 
 
@@ -43,6 +44,37 @@ def test_rows_of_all_lengths_are_what_they_would_be_alone(tiny_model):
     for start, text in zip(starts, together, strict=True):
         (alone,) = written(tiny_model, [start], script)
         assert alone.tokens == text.tokens and alone.spans == text.spans and text.done
+
+
+def test_starts_of_unequal_length_do_not_notice_each_other(tiny_model):
+    script = [Free(12, frozenset()), Fixed((5, 6)), Free(8, frozenset())]
+    starts = [[9], [1, 2, 3, 4, 5, 6, 7], [8, 9, 10], [9]]
+    together = written(tiny_model, starts, script)
+    for start, text in zip(starts, together, strict=True):
+        (alone,) = written(tiny_model, [start], script)
+        assert (
+            alone.tokens == text.tokens and alone.spans == text.spans and len(text.tokens) == len(start) + 22
+        )
+
+
+def test_the_order_of_draws(tiny_model):
+    """By the book, without cache or padding: a number a step for every row that is still in the batch."""
+    stops, sampling = frozenset(range(200, 259)), Sampling(1.3, 0.9)
+    script = [Free(15, stops), Fixed((5, 6, 7)), Free(20, stops, stops)]
+    starts = [[i, i + 1, i] for i in range(12)]
+    ours = written(tiny_model, starts, script, sampling, seed=3)
+    live = theirs = [Text(start, script) for start in starts]
+    draws = generator(3)
+    while not all(text.done for text in live):
+        with torch.no_grad():
+            logits = torch.cat([tiny_model(torch.tensor([t.tokens])).logits[:, -1, :259] for t in live])
+        for text, token in zip(live, sampling.draw(logits, draws).tolist(), strict=True):
+            if not text.done:
+                text.take(token)
+        writing = [text for text in live if not text.done]
+        live = writing if len(writing) < 0.8 * len(live) else live
+    assert [t.tokens for t in ours] == [t.tokens for t in theirs]
+    assert len({len(t.tokens) for t in ours}) > 4
 
 
 def test_scripts():
@@ -82,6 +114,26 @@ def test_training_mode_is_left_as_it_was(tiny_model):
 def test_padding_of_the_output_layer_is_never_drawn(tiny_model):
     texts = written(tiny_model, [[1]] * 8, [Free(40, frozenset())], Sampling(5.0, 1.0, 272))
     assert max(max(text.tokens) for text in texts) < 259
+
+
+def test_a_ramp_heats_each_row_by_its_place():
+    probabilities = torch.tensor([0.1, 0.6, 0.3])
+    logits = probabilities.log().expand(20_000, -1)
+    sampling = Sampling(Ramp(2.0, 0.5, 4))
+    drawn = sampling.draw(logits, generator(), [0, 2, 4, 99] * 5000).view(-1, 4)
+    for column, heat in enumerate((2.0, 1.25, 0.5, 0.5)):
+        wanted = probabilities ** (1 / heat) / (probabilities ** (1 / heat)).sum()
+        share = torch.bincount(drawn[:, column], minlength=3) / 5000
+        torch.testing.assert_close(share, wanted, atol=0.025, rtol=0)
+
+
+def test_a_place_is_counted_in_its_turn():
+    text = Text([1], [Free(3, STOP), Fixed((50, 51)), Free(2, STOP)])
+    places = []
+    for token in (7, 258, 99, 8, 9):
+        places.append(text.place)
+        text.take(token)
+    assert places == [0, 1, 0, 0, 1] and text.done and text.place == 0 and text.turn is None
 
 
 def test_draws_follow_the_nucleus():

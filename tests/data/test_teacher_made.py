@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 from razor.data import teacher_made
 from razor.data.document import Document
@@ -216,3 +217,146 @@ def test_shards_hold_any_number_of_documents(tmp_path):
         assert tokens(loaded[0]) == tokens(documents[:number])
         assert loaded[1] == list(range(number))
     assert load_shard(tmp_path, 4) is None
+
+
+def test_hashes_of_the_first_recipe_hold(chat_tokenizer, base_tokenizer, counted):
+    """Text that people have made must be found again: to change these, raise RECIPE_VERSION and say so."""
+    source = TeacherMade(**SMALL)
+    assert source.folder(chat_tokenizer, counted.teacher).name == "eab0a6a26bcd28e5"
+    assert source.folder(base_tokenizer, counted.teacher).name == "c73af7a161d6570d"
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("Hi\nWho are you?\nWhere is it then?\n")
+    return str(path)
+
+
+def test_a_mix_of_all_kinds(chat_tokenizer, counted, prompts):
+    mix = {"chat": 2, "text": 1, "file": 1}
+    source = TeacherMade(**{**SMALL, "tokens": 400, "batch_size": 16}, mix=mix, prompts=prompts)
+    documents = source.documents(chat_tokenizer, counted.teacher)
+    said = [chat_tokenizer.decode(document.tokens[~document.response]) for document in documents]
+    asked = [text for text in said if any(f"user\n{line}<" in text for line in ("Hi", "Who are you?"))]
+    texts = [document for document in documents if document.is_text]
+    assert asked and texts and len(asked) + len(texts) < len(said)
+    assert tokens(source.documents(chat_tokenizer, counted.teacher)) == tokens(documents)
+    assert counted.loads == 1
+
+
+def test_what_a_mix_holds_decides_the_folder(chat_tokenizer, counted, prompts, tmp_path):
+    def folder(**options):
+        return TeacherMade(**{**SMALL, **options}).folder(chat_tokenizer, counted.teacher)
+
+    other = tmp_path / "other.txt"
+    other.write_text("Hi\nWho are you?\nWhere is it now?\n")
+    novel = tmp_path / "novel.txt"
+    novel.write_text("Call me what you like. I do not mind.\n\nThat was all.")
+    ramp = {"from": 1.2, "to": 0.8, "tokens": 4}
+    folders = [
+        folder(),
+        folder(mix={"chat": 1}),
+        folder(mix={"chat": 1, "text": 1}),
+        folder(mix={"chat": 2, "text": 1}),
+        folder(mix={"chat": 1, "file": 1}, prompts=prompts),
+        folder(mix={"chat": 1, "file": 1}, prompts=str(other)),
+        folder(mix={"text": 1}, passages=str(novel)),
+        folder(mix={"text": 1}, passages=str(novel), prefix_tokens=3),
+        folder(temperature=ramp),
+        folder(temperature={**ramp, "tokens": 5}),
+    ]
+    assert len(set(folders)) == len(folders)
+    assert folder(mix={"chat": 3, "text": 3}) == folders[2]
+    assert folder(near_duplicates=0.5, min_tokens=3) == folders[0]  # these act when shards are read
+    assert counted.loads == 0
+
+
+def test_filters_act_on_shards_that_are_there(chat_tokenizer, counted, batches, capsys):
+    whole = TeacherMade(**SMALL).documents(chat_tokenizer, counted.teacher)
+    capsys.readouterr()
+    long = TeacherMade(**SMALL, min_tokens=9).documents(chat_tokenizer, counted.teacher)
+    assert min(d.targets for d in long) >= 9 > min(d.targets for d in whole)
+    kept = {d.key() for d in long}
+    short = [d for d in whole if d.targets < 9]
+    assert not kept & {d.key() for d in short} and kept >= {d.key() for d in whole if d.targets >= 9}
+    said = capsys.readouterr()
+    assert "too short" in said.err and "left out" in said.err and not said.out
+
+
+def test_near_duplicates_are_left_out_and_counted(chat_tokenizer, counted, capsys):
+    dull = Teacher("dull", lambda: circling(counted.model))
+    every = TeacherMade(**SMALL).documents(chat_tokenizer, dull)
+    capsys.readouterr()
+    fewer = TeacherMade(**SMALL, near_duplicates=0.3).documents(chat_tokenizer, dull)
+    assert "nearly repeated" in capsys.readouterr().err
+    kept, earlier = {document.key() for document in fewer}, set()
+    refused = [document for document in every if document.key() not in kept]
+    assert refused and len(refused) < len(every)
+    for document in every:
+        runs = {tuple(run) for run in sliding_window_view(document.tokens[document.response], 5)}
+        assert document.key() in kept or runs & earlier
+        earlier |= runs
+
+
+def circling(model):
+    """A copy of the model whose favourite tokens are few: runs of five repeat from text to text."""
+    model = copy.deepcopy(model)
+    plain = model.forward
+
+    def forward(*args, **kwargs):
+        output = plain(*args, **kwargs)
+        output.logits = output.logits * 0
+        output.logits[..., 66:68] = 50.0
+        return output
+
+    model.forward = forward
+    return model
+
+
+def test_a_chat_of_a_model_without_template(base_tokenizer, counted):
+    source = TeacherMade(**SMALL, mix={"chat": 1, "text": 1})
+    with pytest.raises(RazorError, match="no chat template"):
+        source.documents(base_tokenizer, counted.teacher)
+    assert counted.loads == 0
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"mix": {"file": 1}}, "data.source.prompts=FILE"),
+        ({"prompts": "p.txt"}, "prompts='p.txt' is not used"),
+        ({"mix": {"chat": 1}, "prompts": "p.txt"}, "prompts='p.txt' is not used"),
+        ({"mix": {"chat": 1}, "passages": "p.txt"}, "passages='p.txt' is not used"),
+        ({"mix": {"chatt": 1}}, "unknown kind 'chatt'"),
+        ({"mix": {"chat": -1}}, "mix.chat=-1"),
+        ({"mix": {"file": 1}, "prompts": 3}, "prompts=3 must be the name"),
+        ({"batch_size": "many"}, "batch_size=many"),
+        ({"tokens": 1.5}, "tokens=1.5"),
+        ({"top_p": "all"}, "top_p=all"),
+        ({"near_duplicates": 0}, "near_duplicates=0"),
+        ({"near_duplicates": 1.1}, "near_duplicates=1.1"),
+        ({"min_tokens": 0}, "min_tokens=0"),
+        ({"min_tokens": 30, "max_answer_tokens": 20}, "min_tokens=30 is more than an answer can have"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens=0"),
+        ({"prefix_tokens": 0}, "prefix_tokens=0"),
+        ({"temperature": {"from": 1.0}}, "data.source.temperature"),
+    ],
+)
+def test_options_that_do_not_go_together(options, text):
+    with pytest.raises(RazorError) as caught:
+        TeacherMade(**options)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_speed_is_that_of_writing(chat_tokenizer, counted, monkeypatch):
+    bars = []
+    real = teacher_made.progress_bar
+    monkeypatch.setattr(teacher_made, "progress_bar", lambda *a, **k: bars.append(real(*a, **k)) or bars[-1])
+    TeacherMade(**SMALL).documents(chat_tokenizer, counted.teacher)
+    TeacherMade(**SMALL).documents(chat_tokenizer, counted.teacher)
+    TeacherMade(**{**SMALL, "tokens": 300}).documents(chat_tokenizer, counted.teacher)
+    first, read, more = bars
+    assert first.initial == 0 and first.n == 150
+    assert read.initial == read.n == 150
+    assert 150 <= more.initial < more.n == 300

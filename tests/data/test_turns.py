@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from razor.data.sampling import Fixed, Free
-from razor.data.turns import common_tokens, turns_of
+from razor.data.turns import common_tokens, opening, text_turns, turns_of
 from razor.errors import RazorError
 
 END = 258  # <|im_end|>
@@ -55,3 +55,14 @@ def test_template_that_changes_the_message(chat_tokenizer):
     tokenizer.chat_template = tokenizer.chat_template.replace("['content']", "['content'] | upper")
     with pytest.raises(RazorError, match="shouting-model"):
         turns_of(tokenizer, 4, 4)
+
+
+def test_a_mark_of_the_template_is_no_beginning_of_text(chat_tokenizer):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    assert opening(tokenizer) == (tokenizer.bos_token_id,)
+    assert text_turns(tokenizer, 9).starts == ((tokenizer.bos_token_id,),)
+    tokenizer.bos_token = "<|im_start|>"
+    assert opening(tokenizer) == ()
+    starts = {tokenizer.decode(start) for start in text_turns(tokenizer, 9).starts}
+    assert "<|im_start|>" not in starts and "A" in starts
+    assert text_turns(tokenizer, 9, [(1, 2)]).starts == ((1, 2),)

@@ -19,15 +19,18 @@ from razor.distill import (
     Batch,
     CrossEntropy,
     ForwardKL,
+    Needs,
     Objective,
     Observation,
     ReverseKL,
+    Shape,
     Trace,
 )
 from razor.errors import RazorError
 
 LAYERS, WIDTH, VOCABULARY = 4, 12, 29
 LENGTHS = ((9, 4), (6, 2), (13,), (3, 3, 5))
+SHAPE = Shape("Toy", LAYERS, WIDTH, heads=1, kv_heads=1, head_dim=WIDTH)
 
 
 def all_losses(**weights: float) -> Objective:
@@ -39,7 +42,13 @@ def all_losses(**weights: float) -> Objective:
         "eakld": EAKLD(k=24),
         "afd": AdaptiveFeatures(top=2),
     }
-    return Objective(losses, chosen)
+    return fitted(losses, chosen)
+
+
+def fitted(losses: dict[str, Any], weights: dict[str, Any]) -> Objective:
+    objective = Objective(losses, weights)
+    objective.fit(SHAPE, SHAPE)
+    return objective
 
 
 class Toy(nn.Module):
@@ -65,8 +74,11 @@ def step(
 ) -> Any:
     with torch.no_grad():
         reference = teacher(batch)
-    seen = seen or objective.observe(reference, batch)
-    return objective(student(batch, seen.student_layers), reference, batch, seen)
+    own = objective.observe(reference, batch)
+    if seen is not None:  # gamma and layers frozen to those of another batch
+        own.facts, own.layers, own.needs = seen.facts, seen.layers, seen.needs
+    seen = own
+    return objective(student(batch, seen.needs.states), reference, batch, seen)
 
 
 def by_hand(student: Trace, teacher: Trace, batch: Batch, seen: Observation) -> dict[str, float]:
@@ -175,9 +187,9 @@ def test_a_long_document_counts_no_more_than_a_short_one(make_batch, make_trace)
     def without(document: int) -> float:
         labels = batch.labels.masked_fill(batch.documents == document, IGNORE)
         alone = replace(batch, labels=labels)
-        return float(objective(student, teacher, alone, Observation())[0].detach())
+        return float(objective(student, teacher, alone, objective.observe(teacher, alone))[0].detach())
 
-    both = float(objective(student, teacher, batch, Observation())[0].detach())
+    both = float(objective(student, teacher, batch, objective.observe(teacher, batch))[0].detach())
     assert both == pytest.approx((without(0) + without(1)) / 2, rel=1e-5)
 
 
@@ -249,9 +261,10 @@ def test_an_accumulated_step_is_the_step_of_one_large_batch(make_batch):
 def test_the_student_records_just_the_chosen_layers(make_batch):
     batch, objective, teacher = make_batch(), all_losses(), Toy(1)
     seen = objective.observe(teacher(batch), batch)
-    assert objective.teacher_layers(LAYERS) == set(range(LAYERS + 1))
-    assert len(seen.layers["afd"]) == 2 and seen.student_layers == set(seen.layers["afd"])
-    with pytest.raises(RazorError, match=r"'afd' needs hidden state .*nobody recorded"):
+    assert objective.teacher_needs() == Needs(states=frozenset(range(LAYERS + 1)))
+    assert len(seen.layers["afd"]) == 2 and seen.needs == Needs(states=frozenset(seen.layers["afd"]))
+    assert seen.compared == seen.needs
+    with pytest.raises(RazorError, match=r"'afd' needs states of layer .*nobody recorded"):
         objective(Toy(0)(batch, []), teacher(batch), batch, seen)
 
 
@@ -269,7 +282,7 @@ def test_padding_decides_about_no_layer(make_batch, make_trace):
 def test_a_weight_of_zero_drops_the_loss(make_batch):
     batch, student, teacher = make_batch(), Toy(0), Toy(1)
     plain = all_losses(kld=0, rkld=0, eakld=0, afd=0)
-    assert not plain.needs_teacher and plain.teacher_layers(LAYERS) == set()
+    assert not plain.needs_teacher and plain.teacher_needs() == Needs()
     total, parts = plain(student(batch, []), None, batch, plain.observe(None, batch))
     assert set(parts) == {"task"} and float(total.detach()) == pytest.approx(0.1 * parts["task"])
     no_entropy = all_losses(eakld=0)
@@ -302,7 +315,7 @@ def test_a_missing_teacher_is_said(make_batch, name):
 
 def test_features_without_a_teacher_are_said(make_batch):
     batch, objective = make_batch(), Objective({"afd": AdaptiveFeatures(2)}, {"afd": 1.0})
-    with pytest.raises(RazorError, match="'afd' compares hidden states, but no teacher"):
+    with pytest.raises(RazorError, match="'afd' compares layers, but no teacher"):
         objective(Toy(0)(batch), None, batch, Observation())
 
 
@@ -318,6 +331,7 @@ def test_features_without_a_teacher_are_said(make_batch):
 )
 def test_shipped_objectives_compute(make_batch, distill, weights):
     objective = build(composed("train", [f"distill={distill}", "model=tiny_llama"]).distill)
+    objective.fit(SHAPE, SHAPE)
     assert objective.weights == weights and objective.needs_teacher == (distill != "ce")
     total, parts = step(objective, Toy(0), Toy(1), make_batch())
     assert total.isfinite() and total > 0 and set(parts) == set(weights)

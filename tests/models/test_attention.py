@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, Dynami
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from razor.distill import Batch
+from razor.distill import Batch, Needs
 from razor.errors import RazorError
 from razor.models import quantize_kv, record
 from razor.models.attention import SUFFIX, quantized_kv_attention
@@ -170,7 +170,7 @@ def test_gradient_checkpointing_changes_nothing(make_pair, make_packed, reentran
         if checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": reentrant})
         with roundings(student.model.layers[0].self_attn.kv_format) as seen:
-            trace = record(student, make_packed(), [2])
+            trace = record(student, make_packed(), Needs(states=frozenset({2})))
             loss = (trace.hidden @ trace.head_weight.T).square().mean() + trace.states[2].square().mean()
             loss.backward()
         assert len(seen) == 2 * LAYERS * (2 if checkpointing else 1)  # recomputed in the backward pass

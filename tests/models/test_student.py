@@ -70,7 +70,7 @@ def test_a_plan_for_another_model_is_refused(make_pair):
 
 def test_a_few_steps_bring_the_student_nearer(make_pair, make_packed):
     """Distillation in a nutshell: record, compare, step."""
-    from razor.distill import ForwardKL, Objective, Observation
+    from razor.distill import ForwardKL, Objective
     from razor.models import record
 
     _, teacher, plan = make_pair("quant=mixed_2p79")
@@ -81,7 +81,7 @@ def test_a_few_steps_bring_the_student_nearer(make_pair, make_packed):
     with torch.no_grad():
         reference = record(teacher, batch)
     for _ in range(25):
-        loss, parts = objective(record(student, batch), reference, batch, Observation())
+        loss, parts = objective(record(student, batch), reference, batch, objective.observe(reference, batch))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -107,7 +107,8 @@ def test_optimizer_follows_the_settings(make_module: Callable[..., DistillModule
 def test_parts_are_named_and_weighted(make_module: Callable[..., DistillModule]) -> None:
     module = make_module()
     loss, parts = module.loss(StepBatches(rows(), 1, 2)[0])
-    assert set(parts) == {"loss/kld", "loss/afd", "afd/layer_0", "afd/layer_1"}
+    statistics = {"kld/token_std", "kld/token_max"}
+    assert set(parts) == {"loss/kld", "loss/afd", "afd/layer_0", "afd/layer_1"} | statistics
     assert float(loss.detach()) == pytest.approx(parts["loss/kld"] + parts["loss/afd"], rel=1e-5)
 
 

@@ -73,11 +73,11 @@ def test_estimate_grows_with_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     small, large = (
         cli.model_source(cli.composed("size", [f"model={m}"])) for m in ("smollm2_135m", "qwen3_0p6b")
     )
-    one = estimate(small, 1024, 10_000, True, CPU)
-    assert estimate(small, 1024, 20_000, True, CPU).seconds == pytest.approx(2 * one.seconds)
-    assert estimate(small, 1024, 10_000, False, CPU).memory < one.memory
-    assert estimate(small, 4096, 10_000, True, CPU).memory > one.memory
-    assert estimate(large, 1024, 10_000, True, CPU).memory > 3 * one.memory
+    one = estimate(small, 1024, 10_000, small, CPU)
+    assert estimate(small, 1024, 20_000, small, CPU).seconds == pytest.approx(2 * one.seconds)
+    assert estimate(small, 1024, 10_000, None, CPU).memory < one.memory
+    assert estimate(small, 4096, 10_000, small, CPU).memory > one.memory
+    assert estimate(large, 1024, 10_000, large, CPU).memory > 3 * one.memory
     assert one.checkpoint == 12 * 134_515_008  # latents and two moments, fp32
     assert one.memory > 18 * 134_515_008
 

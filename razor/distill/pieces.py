@@ -1,0 +1,46 @@
+"""How much of the logits exists at a time.
+
+Two sizes matter. Matrix products want many tokens, so logits are made for a whole *chunk*, in the compute
+dtype. The formulas read and write memory a dozen times, in fp32, so they work on *blocks* of a few tokens that
+stay in the processor's cache. Neither size changes a result by more than the order of a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+CHUNK_BYTES = {"cpu": 64 * 2**20}
+"""Target size of the logits of one chunk by device type; three tensors of this size exist at a time."""
+
+CHUNK_BYTES_ELSEWHERE = 512 * 2**20
+"""The same where matrix products want to be larger."""
+
+BLOCK_BYTES = {"cpu": 4 * 2**20}
+"""Target size of one fp32 block by device type; elsewhere a block is a whole chunk."""
+
+KEPT_BYTES = 128 * 2**20
+"""The teacher's logits of a micro-batch are kept between two uses, not made twice, if they are no larger."""
+
+SLICE_BYTES = 32 * 2**20
+"""Target size of the piece of a head's weight gradient that is made at a time."""
+
+
+def pieces(rows: int, row_bytes: int, target: int) -> Iterator[slice]:
+    """Slices of rows of `row_bytes` each that stay within `target` bytes (at least one row each)."""
+    size = max(1, target // max(1, row_bytes))
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def chunk_bytes(device: str) -> int:
+    """Target size of a chunk on a type of device."""
+    return CHUNK_BYTES.get(device, CHUNK_BYTES_ELSEWHERE)
+
+
+def blocks(logits: Tensor) -> Iterator[slice]:
+    """Slices of a chunk of logits [n, vocabulary] that the formulas work on."""
+    row_bytes = 4 * logits.shape[-1]
+    whole = row_bytes * len(logits)
+    return pieces(len(logits), row_bytes, BLOCK_BYTES.get(logits.device.type, whole))

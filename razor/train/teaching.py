@@ -1,0 +1,158 @@
+"""Who teaches a run, and how its word comes to the student.
+
+Usually the model itself, before it was quantized, runs beside the student. It may be another model with the same
+vocabulary. Or it has spoken once, and what was kept of that is read from a cache: then no teacher is in memory
+while the student trains, and it is loaded for the minutes of scoring alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from razor.data.corpus import Corpus
+from razor.data.sources.base import Teacher, TextSource
+from razor.data.teacher_cache import Identity, identity_of, open_cache
+from razor.data.teacher_cache_kinds import Kept
+from razor.errors import RazorError
+from razor.models import ModelSource
+from razor.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Targets that were made before.
+
+    Attributes:
+        kept: what of the teacher's distributions.
+        folder: where they lie; None: in Razor's cache.
+        command: what would make them.
+    """
+
+    kept: Kept
+    folder: Path | None
+    command: str
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The models of a run, the text, and the teacher's way.
+
+    Attributes:
+        model: what becomes the student.
+        teacher: the same object, or another model with its vocabulary.
+        source: of the text.
+        sequence_length, held_out, seed: see `Corpus.build`.
+        settings: give the compute dtype and the device.
+        cached: in place of a teacher that runs in every step.
+    """
+
+    model: ModelSource
+    teacher: ModelSource
+    source: TextSource
+    sequence_length: int
+    held_out: int
+    seed: int
+    settings: TrainSettings
+    cached: Cached | None = None
+
+    @property
+    def another(self) -> bool:
+        """Whether the teacher is not the model itself."""
+        return self.teacher is not self.model
+
+    @property
+    def longest_text(self) -> int | None:
+        """Longest sequence that both models can read, tokens; None if they do not say."""
+        sources = [self.model, self.teacher] if self.another else [self.model]
+        lengths = [longest_text(source) for source in sources]
+        return min((length for length in lengths if length is not None), default=None)
+
+    def check(self) -> None:
+        """Prepare both models, and find what does not fit from their descriptions.
+
+        Raises:
+            RazorError: a model that cannot be had, or vocabularies that differ.
+        """
+        self.model.prepare()
+        if self.another:
+            check_vocabularies(self.model, self.teacher)
+        if self.cached is not None:
+            self.cached.kept.check(self.teacher.config().get_text_config().vocab_size)
+
+    def load_teacher(self) -> PreTrainedModel:
+        """The teacher, on the device of the run."""
+        return nn.Module.to(self.teacher.load(self.settings.dtype), self.settings.device)
+
+    def corpus(self) -> Corpus:
+        """The text, written by the teacher if the source wants that, without cached targets."""
+        return Corpus.build(
+            self.source,
+            self.model.tokenizer(),
+            self.sequence_length,
+            self.held_out,
+            self.seed,
+            self.longest_text,
+            Teacher(self.teacher.fingerprint(), self.load_teacher),
+        )
+
+    def identity(self, corpus: Corpus | None, kept: Kept) -> Identity:
+        """What a cache for this run is of; without the text, all but that."""
+        return identity_of(
+            None if corpus is None else corpus.train,
+            self.model.tokenizer(),
+            self.teacher.fingerprint(),
+            self.settings.compute_dtype,
+            kept,
+        )
+
+    def check_cache(self) -> None:
+        """Raise RazorError if no cache can be that of this run, whatever its text; cheap."""
+        if self.cached is not None:
+            open_cache(self.identity(None, self.cached.kept), self.cached.folder, self.cached.command)
+
+    def taught(self, corpus: Corpus) -> Corpus:
+        """The corpus with the cached targets of its training rows, if it is to have them.
+
+        Raises:
+            RazorError: they are not there, of something else, incomplete or damaged.
+        """
+        if self.cached is None:
+            return corpus
+        identity = self.identity(corpus, self.cached.kept)
+        cache = open_cache(identity, self.cached.folder, self.cached.command)
+        return replace(corpus, train=replace(corpus.train, taught=cache))
+
+
+def check_vocabularies(model: ModelSource, teacher: ModelSource) -> None:
+    """Raise RazorError unless a token means the same to both models; prepares the teacher if sizes agree."""
+    sizes = [source.config().get_text_config().vocab_size for source in (model, teacher)]
+    if sizes[0] != sizes[1]:
+        raise RazorError(
+            f"teacher={teacher.name} has a vocabulary of {sizes[1]} tokens, model={model.name} of {sizes[0]}: "
+            "losses between distributions need one vocabulary, so take a teacher of the same family."
+        )
+    teacher.prepare()
+    own, theirs = (source.tokenizer().get_vocab() for source in (model, teacher))
+    if own != theirs:
+        word = min(own.items() ^ theirs.items(), key=lambda pair: (pair[1], pair[0]))[0]
+        raise RazorError(
+            f"The tokenizers of teacher={teacher.name} and model={model.name} differ (token '{word}': "
+            f"{theirs.get(word)} and {own.get(word)}): take a teacher of the same family."
+        )
+
+
+def longest_text(model: ModelSource) -> int | None:
+    """Longest sequence the model can read, tokens; None if it does not say."""
+    return getattr(model.config(), "max_position_embeddings", None)
+
+
+Lend = Callable[[], "PreTrainedModel"]
+"""Gives the teacher for a while: the one that is there anyway, or one loaded for the purpose."""
