@@ -1,9 +1,8 @@
 """Attention over packed documents without what the mask throws away.
 
 A row of packed documents needs a mask of T x T, and SDPA on a CPU computes all of it, hidden or not: other
-documents, and the future. Here each document is given to SDPA by itself, a piece of its queries at a time with
-just the keys up to there. The same sums, the same precision; half of the work for one long document, far less for
-many short ones.
+documents, and (in short rows) the future. Here each document is given to SDPA by itself, a piece of its queries at
+a time with just the keys up to there. The same sums, the same precision, and the more documents the less work.
 
 It is used where it is certain to be the same: plain SDPA on a CPU, one pass without a cache, and a mask that says
 exactly what the documents say. Anything else, a sliding window, a soft cap, another mask, runs as it would have; so
@@ -24,8 +23,11 @@ from torch import Tensor, nn
 from razor.distill import Batch
 from razor.models.intercepted import Attention, implementation, intercepted, reachable_attention
 
-PIECE = 128
-"""Queries computed at once."""
+PIECE = 256
+"""Queries computed at once; smaller pieces make the backward pass slower."""
+
+LONG = 768
+"""From this length on a document is computed at once: SDPA itself then leaves the future out."""
 
 PLAIN = {"is_causal": (None, True), "softcap": (None,), "s_aux": (None,), "position_bias": (None,)}
 """Options of attention that may be given, with the values at which they change nothing here."""
@@ -85,8 +87,9 @@ class _Pieces:
     ) -> Tensor:
         parts = []
         for start, end in spans:
-            for first in range(start, end, PIECE):
-                last = min(first + PIECE, end)
+            step = PIECE if end - start < LONG else end - start
+            for first in range(start, end, step):
+                last = min(first + step, end)
                 mask = None if first == start else _triangle(last - first, last - start)
                 part = F.scaled_dot_product_attention(
                     query[:, :, first:last],

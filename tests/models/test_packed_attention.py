@@ -72,9 +72,11 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("long", [10, 768])
 @pytest.mark.parametrize("piece", [1, 4, 8, 128])
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen3Config])
-def test_states_and_gradients(monkeypatch, attended, layout, piece, config):
+def test_states_and_gradients(monkeypatch, attended, layout, piece, long, config):
+    monkeypatch.setattr(packed_attention, "LONG", long)
     monkeypatch.setattr(packed_attention, "PIECE", piece)
     model, batch = model_of(config), batch_of(LAYOUTS[layout])
     found, wanted = run(model, batch, True), run(model, batch, False)
