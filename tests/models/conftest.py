@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -55,3 +57,9 @@ def packed_batch(
 def make_packed() -> Callable[..., Batch]:
     """Make a batch of packed documents by their lengths."""
     return packed_batch
+
+
+@pytest.fixture
+def whole_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in one piece, as checkpointed layers compute it; in several it differs by roundings."""
+    monkeypatch.setattr(sys.modules["razor.models.record"], "packed_attention", lambda *_: nullcontext())

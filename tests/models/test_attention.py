@@ -161,6 +161,7 @@ def test_left_padding_gives_the_logits_of_the_bare_text(only_kv, tokens):
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.")  # newer name: activation_...
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not_reentrant"])
+@pytest.mark.usefixtures("whole_attention")
 def test_gradient_checkpointing_changes_nothing(make_pair, make_packed, reentrant, implementation):
     """Not even the gradients; a peer loses its KV quantization there."""
     results = []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -155,9 +153,8 @@ def test_an_exception_leaves_the_model_as_it_was(quantized, make_packed, monkeyp
 
 @pytest.mark.parametrize("how", ["sdpa", "eager"])
 @pytest.mark.parametrize("quantized", [False, True], ids=["plain", "kv4"])
-def test_gradients_are_the_same_under_checkpointing(how, quantized, make_packed, monkeypatch):
-    # attention piece by piece, which checkpointed layers do without, differs by roundings that 4 bits make large
-    monkeypatch.setattr(sys.modules["razor.models.record"], "packed_attention", lambda *_: nullcontext())
+@pytest.mark.usefixtures("whole_attention")
+def test_gradients_are_the_same_under_checkpointing(how, quantized, make_packed):
     batch = batch_of(make_packed)
     batch = replace(batch, labels=torch.where(batch.documents >= 0, batch.input_ids, -100))
     teacher, loss = build("llama", initializer_range=0.2), AttentionRelations("all")

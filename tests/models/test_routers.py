@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -117,9 +115,8 @@ def test_only_wanted_routers_are_kept_and_no_hook_stays(make_packed, monkeypatch
     assert hooks(model) == before
 
 
-def test_gradients_are_the_same_under_checkpointing(make_packed, monkeypatch):
-    # attention piece by piece, which checkpointed layers do without, differs by roundings
-    monkeypatch.setattr(sys.modules["razor.models.record"], "packed_attention", lambda *_: nullcontext())
+@pytest.mark.usefixtures("whole_attention")
+def test_gradients_are_the_same_under_checkpointing(make_packed):
     batch, found = batch_of(make_packed), []
     for checkpointed in (False, True):
         model = build("qwen3_moe").train()
