@@ -20,6 +20,7 @@ from typing import Any
 
 from razor.data.document import render_chat
 from razor.data.sources.records import messages_of
+from razor.data.text_file import read_text
 from razor.data.turns import Turns, chat_turns, opening, text_turns
 from razor.errors import RazorError
 
@@ -61,7 +62,7 @@ def passage_turns(tokenizer: Any, path: str, prefix_tokens: int, max_answer_toke
     Raises:
         RazorError: no such file, or an empty one.
     """
-    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", _read(path, "passages"))]
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", read_text(path, "data.source.passages"))]
     encoded = tokenizer([p for p in paragraphs if p] or [""], add_special_tokens=False, verbose=False)
     prefixes = [tuple(ids[:prefix_tokens]) for ids in encoded["input_ids"] if ids]
     if not prefixes:
@@ -77,7 +78,7 @@ def _prompts(path: str) -> Iterator[tuple[str, Any]]:
         raise RazorError(
             f"data.source.prompts='{path}' must end in .txt (one prompt per line) or .jsonl ({SHAPES})."
         )
-    for number, line in enumerate(_read(path, "prompts").split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "data.source.prompts").split("\n"), start=1):
         if line.strip():
             where = f"Line {number} of '{path}'"
             yield where, readers[suffix](line.strip(), where)
@@ -112,14 +113,3 @@ def _tokens(tokenizer: Any, prompt: Any, chats: bool, where: str) -> tuple[int, 
     except RazorError as error:
         raise RazorError(f"{where}: {error}") from error
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _read(path: str, option: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise RazorError(f"data.source.{option}='{path}' is no file.") from error
-    except UnicodeDecodeError as error:
-        raise RazorError(f"'{path}' is no UTF-8 text (byte {error.start}): convert it first.") from error
-    except OSError as error:
-        raise RazorError(f"'{path}' cannot be read: {error.strerror}.") from error

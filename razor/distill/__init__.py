@@ -12,8 +12,7 @@ from razor.distill.loss import LayerLoss, LogitsLoss, TeacherTokens
 from razor.distill.mixed import CAKLD, EAKLD
 from razor.distill.objective import Objective
 from razor.distill.observation import Observation
-from razor.distill.router_kl import RouterKL
-from razor.distill.router_z import RouterZ
+from razor.distill.routers import RouterKL, RouterZ
 from razor.distill.schedule import Cosine, Linear, OffAfter, Schedule
 from razor.distill.targets import Targets
 from razor.distill.topk import TopKKL

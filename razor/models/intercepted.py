@@ -58,6 +58,16 @@ def intercepted(module: Any, wrap: Callable[[Attention], Attention]) -> Iterator
         setattr(module, attribute, former)
 
 
+def is_checkpointed(model: nn.Module) -> bool:
+    """Whether layers run once more in the backward pass, when nobody stands between any longer."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether parts run as compiled code, which would be made anew at every pass for whoever stands between."""
+    return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+
+
 def implementation(module: Any) -> str:
     """Name of the attention that runs below everything that wraps it: "sdpa", "eager", ..."""
     return str(module.config._attn_implementation).split("_razor_")[0]

@@ -6,7 +6,7 @@ a time with just the keys up to there. The same sums, the same precision, and th
 
 It is used where it is certain to be the same: plain SDPA on a CPU, one pass without a cache, and a mask that says
 exactly what the documents say. Anything else, a sliding window, a soft cap, another mask, runs as it would have; so
-does a layer under gradient checkpointing, which runs once more when the pass is over.
+does a layer under gradient checkpointing, which runs once more when the pass is over, and a compiled one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from razor.distill import Batch
-from razor.models.intercepted import Attention, implementation, intercepted, reachable_attention
+from razor.models.intercepted import (
+    Attention,
+    implementation,
+    intercepted,
+    is_checkpointed,
+    is_compiled,
+    reachable_attention,
+)
 
 PIECE = 256
 """Queries computed at once; smaller pieces make the backward pass slower."""
@@ -34,16 +41,17 @@ PLAIN = {"is_causal": (None, True), "softcap": (None,), "s_aux": (None,), "posit
 
 
 @contextmanager
-def packed_attention(blocks: nn.ModuleList, batch: Batch) -> Iterator[None]:
+def packed_attention(decoder: nn.Module, blocks: nn.ModuleList, batch: Batch) -> Iterator[None]:
     """While it is open, passes over `batch` attend piece by piece wherever that is the same.
 
     Args:
-        blocks: the decoder's layers.
+        decoder: what will run.
+        blocks: its layers.
         batch: the rows that will be read, at once and without a cache.
     """
     with ExitStack() as stack:
-        checkpointed = any(getattr(block, "gradient_checkpointing", False) for block in blocks.modules())
-        if batch.input_ids.device.type == "cpu" and not (checkpointed and torch.is_grad_enabled()):
+        again = torch.is_grad_enabled() and is_checkpointed(decoder)
+        if batch.input_ids.device.type == "cpu" and not again and not is_compiled(decoder):
             pieces = _Pieces(batch)
             for module in reachable_attention(blocks).values():
                 if implementation(module) == "sdpa":

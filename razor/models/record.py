@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from razor.distill import Batch, Needs, Shape, Trace
 from razor.errors import RazorError
-from razor.models.intercepted import reachable_attention
+from razor.models.intercepted import is_checkpointed, reachable_attention
 from razor.models.packed_attention import packed_attention
 from razor.models.recorded_attention import recorded_attention
 from razor.models.routers import recorded_routers, router_sizes
@@ -43,7 +43,7 @@ def record(model: PreTrainedModel, batch: Batch, needs: Needs | None = None) -> 
     decoder, needs, blocks = decoder_of(model), needs or Needs(), layers_of(model)
     rows = len(batch.input_ids)
     with (
-        packed_attention(blocks, batch),
+        packed_attention(decoder, blocks, batch),
         _recorded_states(blocks, needs.states) as states,
         recorded_attention(model, blocks, needs.attention) as attention,
         recorded_routers(model, blocks, needs.routers, rows) as routers,
@@ -123,9 +123,7 @@ def _check(model: PreTrainedModel, trace: Trace, needs: Needs) -> None:
                 f"Layer {missing[0]} of {type(model).__name__} ran past what records its {kind}."
             )
     inner = [*trace.routers.values(), *(inputs.queries for inputs in trace.attention.values())]
-    checkpointed = trace.hidden.requires_grad and any(
-        getattr(module, "gradient_checkpointing", False) for module in model.modules()
-    )
+    checkpointed = trace.hidden.requires_grad and is_checkpointed(model)
     if checkpointed and not all(tensor.requires_grad for tensor in inner):
         raise RazorError(
             "Reentrant gradient checkpointing hides attention and routers from the losses on them: "

@@ -268,10 +268,10 @@ def pair(distance: float, bias: bool, dtype: torch.dtype, own_head: bool) -> tup
     weight, hidden = random(3000, 64) * 0.6, random(150, 64)
     moved = hidden + distance * random(150, 64)
     other = weight * (1 + 0.1 * distance) if own_head else weight
-    biases = [random(3000).to(dtype) if bias else None for _ in range(1)] * 2
+    shared = random(3000).to(dtype) if bias else None
     return (
-        Head(moved.to(dtype), other.to(dtype), biases[0]),
-        Head(hidden.to(dtype), weight.to(dtype), biases[1]),
+        Head(moved.to(dtype), other.to(dtype), shared),
+        Head(hidden.to(dtype), weight.to(dtype), shared),
     )
 
 

@@ -52,7 +52,7 @@ def model_of(config: type = LlamaConfig, **more: Any) -> Any:
 
 def run(model: Any, batch: Batch, pieces: bool) -> tuple[Tensor, list[Tensor]]:
     model.zero_grad()
-    with packed_attention.packed_attention(layers_of(model), batch) if pieces else nullcontext():
+    with packed_attention.packed_attention(model.model, layers_of(model), batch) if pieces else nullcontext():
         hidden = model.model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
         ).last_hidden_state
@@ -108,7 +108,7 @@ def test_it_steps_aside(attended, why):
     if why == "eager":
         model.set_attn_implementation("eager")
     other = batch_of([[15, 15], [20, 10]]) if why == "another batch" else batch
-    with packed_attention.packed_attention(layers_of(model), other):
+    with packed_attention.packed_attention(model.model, layers_of(model), other):
         torch.manual_seed(1)
         found = model.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)[0]
     torch.manual_seed(1)
@@ -121,9 +121,18 @@ def test_checkpointed_layers_run_again_as_they_ran(attended):
     model.gradient_checkpointing_enable({"use_reentrant": False})
     found, wanted = run(model, batch, True), run(model, batch, False)
     assert not attended and torch.equal(found[0], wanted[0])
-    with torch.no_grad(), packed_attention.packed_attention(layers_of(model), batch):
+    with torch.no_grad(), packed_attention.packed_attention(model.model, layers_of(model), batch):
         model.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
     assert len(attended) == 2
+
+
+def test_compiled_layers_stay_compiled(attended):
+    """A config that is another at every pass would have them compiled anew each time."""
+    model, batch = model_of(), batch_of(LAYOUTS["packed"])
+    wanted = run(model, batch, False)[0]
+    model.model.compile(backend="eager")
+    torch.testing.assert_close(run(model, batch, True)[0], wanted)
+    assert not attended
 
 
 def test_a_wide_window_hides_nothing(attended):

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from razor.data.document import Document
 from razor.data.sources.base import Teacher, TextSource, check_limit
 from razor.data.sources.records import documents_of
+from razor.data.text_file import read_text
 from razor.errors import RazorError
 
 
@@ -37,7 +37,7 @@ class LocalJsonl(TextSource):
         """
         documents: list[Document] = []
         records = 0
-        for number, line in enumerate(self._lines(), start=1):
+        for number, line in enumerate(read_text(self.path, "data.source.path").split("\n"), start=1):
             if not line.strip():
                 continue
             if records == self.limit:
@@ -52,14 +52,3 @@ class LocalJsonl(TextSource):
         if not documents:
             raise RazorError(f"data.source.path='{self.path}' is empty: it needs one JSON object per line.")
         return documents
-
-    def _lines(self) -> list[str]:
-        place = Path(self.path).expanduser()
-        try:
-            return place.read_text(encoding="utf-8-sig").split("\n")
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise RazorError(f"data.source.path='{self.path}' is no file: give a .jsonl file.") from error
-        except UnicodeDecodeError as error:
-            raise RazorError(f"'{place}' is no UTF-8 text (byte {error.start}): convert it first.") from error
-        except OSError as error:
-            raise RazorError(f"'{place}' cannot be read: {error.strerror}.") from error

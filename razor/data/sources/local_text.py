@@ -8,6 +8,7 @@ from typing import Any
 
 from razor.data.document import Document, from_text
 from razor.data.sources.base import Teacher, TextSource
+from razor.data.text_file import read_text
 from razor.errors import RazorError
 
 SUFFIXES = (".txt", ".md")
@@ -48,17 +49,8 @@ class LocalText(TextSource):
 
     def documents(self, tokenizer: Any, teacher: Teacher | None = None) -> list[Document]:
         """One document per file that is not blank."""
-        texts = [_read(file) for file in self.files()]
+        texts = [read_text(file, "data.source.path") for file in self.files()]
         documents = [from_text(tokenizer, text) for text in texts if text.strip()]
         if not documents:
             raise RazorError(f"data.source.path='{self.path}' holds only empty files.")
         return documents
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RazorError(f"'{file}' is no UTF-8 text (byte {error.start}): convert it first.") from error
-    except OSError as error:
-        raise RazorError(f"'{file}' cannot be read: {error.strerror}.") from error
