@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from razor.distill.formula import Formula
-from razor.distill.head import Head, wide
+from razor.distill.head import Head, is_felt, wide
 from razor.distill.pieces import SLICE_BYTES, blocks, chunk_bytes, pieces
 from razor.distill.teacher_logits import TeacherLogits
 
@@ -43,7 +43,7 @@ class _ChunkedLoss(torch.autograd.Function):
         parts = list(pieces(len(hidden), student.row_bytes, chunk))
         sums = _Gradients(student, needed, len(parts))
         for part in parts:
-            chunk_of = _Chunk(student, teacher, part)
+            chunk_of = _Chunk(student, teacher, part, sums.place(part))
             for block in blocks(chunk_of.own):
                 where = slice(part.start + block.start, part.start + block.stop)
                 logits, other = chunk_of.student_logits(block), chunk_of.teacher_logp(block)
@@ -86,15 +86,19 @@ def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
 class _Chunk:
     """The head products of both models for some tokens; `own` is the student's, or its gap to the teacher's."""
 
-    def __init__(self, student: Head, teacher: TeacherLogits | None, part: slice) -> None:
+    def __init__(
+        self, student: Head, teacher: TeacherLogits | None, part: slice, out: Tensor | None = None
+    ) -> None:
         self._student, self._teacher = student, teacher
         self._base = self._lost = gap = None
         if teacher is not None:
             self._base = teacher.product(part)
-            self._lost = teacher.head.beyond(self._base, part)
-            gap = student.beyond(self._base, part)
+            gap = student.beyond(self._base, part, out)
+            # asked on a CPU only: elsewhere the answer would be waited for, and products are cheap
+            if gap is None or gap.device.type != "cpu" or is_felt(teacher.head, student, self._base, gap):
+                self._lost = teacher.head.beyond(self._base, part)
         self._is_gap = gap is not None
-        self.own = student.product(part) if gap is None else gap
+        self.own = student.product(part, out) if gap is None else gap
 
     def student_logits(self, block: slice) -> Tensor:
         base = self._base if self._is_gap else None
@@ -111,7 +115,8 @@ class _Gradients:
     """Gradients of hidden states, weight and bias, from those of the logits of each chunk.
 
     The weight's is a sum over chunks, which has to be fp32: for 16-bit weights twice their size again. Where the
-    logits' gradients of all chunks are smaller, they are kept and the sum is left to one product at the end.
+    logits' gradients of all chunks are smaller, they are kept (chunks are then made in their `place`) and the sum
+    is left to one product at the end.
     """
 
     def __init__(self, head: Head, needed: tuple[bool, ...], chunks: int) -> None:
@@ -122,18 +127,20 @@ class _Gradients:
             summed = wide(head.weight[:0]).dtype
             whole = chunks == 1 or (head.weight.dtype != summed and tokens <= 2 * width)
             self.weight = torch.zeros_like(head.weight, dtype=head.weight.dtype if whole else summed)
-            if whole and chunks > 1:
+            if whole:
                 self.logits = head.weight.new_empty(tokens, len(head.weight))
         if needed[2] and head.bias is not None:
             self.bias = torch.zeros_like(head.bias, dtype=wide(head.bias[:0]).dtype)
 
+    def place(self, part: slice) -> Tensor | None:
+        """Where a chunk of logits [m, vocabulary] may be made, to stay there as its gradient."""
+        return None if self.logits is None else self.logits[part]
+
     def add(self, logits: Tensor, part: slice) -> None:
-        """`logits`: gradients of a chunk's logits [m, vocabulary]."""
+        """`logits`: gradients of a chunk's logits [m, vocabulary], in their place if they have one."""
         if self.hidden is not None:
             self.hidden[part] = logits @ self.head.weight
-        if self.logits is not None:
-            self.logits[part] = logits
-        elif self.weight is not None:
+        if self.weight is not None and self.logits is None:
             self._multiply(self.weight, logits, self.head.hidden[part])
         if self.bias is not None:
             self.bias += wide(logits).sum(0)
@@ -150,7 +157,10 @@ class _Gradients:
         """`weight` += logits^T hidden, a slice of the vocabulary at a time."""
         vocabulary, width = weight.shape
         for rows in pieces(vocabulary, width * weight.element_size(), SLICE_BYTES):
-            weight[rows] += logits[:, rows].T @ hidden
+            if weight.dtype == logits.dtype:
+                weight[rows].addmm_(logits[:, rows].T, hidden)
+            else:
+                weight[rows] += logits[:, rows].T @ hidden
 
 
 def chunked_loss(

@@ -5,7 +5,8 @@ of up to 0.06, which alone makes a KL of 1e-4 to 1e-3 nats. A product in fp32 wo
 on a CPU. But the same product can be asked for what the rounding lost: with C = round(h W), `addmm` adds up
 h W - C in fp32 and rounds the *difference*, so that C and it together hold 16 bits. For a student the teacher's C
 serves as the base: the difference then is the very gap between the two that a KL is made of. So two models
-cost three products, all in the compute dtype.
+cost three products, all in the compute dtype; and two where the gap is so wide that the teacher's own rounding is
+nothing beside it (`is_felt`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch import Tensor
 from razor.distill.trace import Trace
 
 HALF = (torch.bfloat16, torch.float16)
+
+SAMPLE, SHARE = 32, 0.005
+"""One token in how many says whether rounding is felt, and what share of a KL it may then make up."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +48,21 @@ class Head:
         """Bytes of the logits of one token."""
         return len(self.weight) * self.weight.element_size()
 
-    def product(self, part: slice) -> Tensor:
+    def product(self, part: slice, out: Tensor | None = None) -> Tensor:
         """H W of some tokens [m, vocabulary], rounded to the compute dtype; the bias is not in it."""
-        return self.hidden[part] @ self.weight.T
+        return torch.mm(self.hidden[part], self.weight.T, out=out)
 
-    def beyond(self, base: Tensor, part: slice) -> Tensor | None:
+    def beyond(self, base: Tensor, part: slice, out: Tensor | None = None) -> Tensor | None:
         """H W - base, added up in fp32, only the difference rounded; None if nothing would be gained by it.
 
         Args:
             base: [m, vocabulary], a product of this head or of another.
             part: which tokens.
+            out: where to put it.
         """
         if base.dtype not in HALF or base.dtype != self.weight.dtype:
             return None
-        return torch.addmm(base, self.hidden[part], self.weight.T, beta=-1)
+        return torch.addmm(base, self.hidden[part], self.weight.T, beta=-1, out=out)
 
     def logits(self, block: Tensor, *more: Tensor | None) -> Tensor:
         """The sum of parts of some tokens' logits, and the bias, in fp32 (or float64 as it comes)."""
@@ -66,6 +71,25 @@ class Head:
             if part is not None:
                 total = total + part
         return total
+
+
+def is_felt(teacher: Head, student: Head, base: Tensor, gap: Tensor) -> bool:
+    """Whether what the teacher's logits lost by rounding changes a KL from it by more than `SHARE`.
+
+    An error e of logits changes a KL by half of sum p e^2 on average, p being the probabilities; and rounding to a
+    relative precision eps makes errors of at most eps^2 / 12 of a logit's square.
+
+    Args:
+        teacher: the head that `base` is a product of.
+        student: the other.
+        base: [m, vocabulary], the teacher's product, rounded.
+        gap: [m, vocabulary], the student's product less `base`.
+    """
+    base, gap, eps = base[::SAMPLE], gap[::SAMPLE], torch.finfo(base.dtype).eps
+    logp = torch.log_softmax(teacher.logits(base), -1)
+    kl = logp.exp() * (logp - torch.log_softmax(student.logits(gap, base), -1))
+    change = logp.exp() * wide(base).square() * eps**2 / 24
+    return bool(change.sum() > SHARE * kl.sum())
 
 
 def wide(values: Tensor) -> Tensor:

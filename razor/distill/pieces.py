@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 64 * 2**20}
+CHUNK_BYTES = {"cpu": 48 * 2**20}
 """Target size of the logits of one chunk by device type; three tensors of this size exist at a time."""
 
 CHUNK_BYTES_ELSEWHERE = 512 * 2**20
 """The same where matrix products want to be larger."""
 
-BLOCK_BYTES = {"cpu": 4 * 2**20}
+BLOCK_BYTES = {"cpu": 8 * 2**20}
 """Target size of one fp32 block by device type; elsewhere a block is a whole chunk."""
 
 KEPT_BYTES = 128 * 2**20
@@ -28,8 +28,9 @@ SLICE_BYTES = 32 * 2**20
 
 
 def pieces(rows: int, row_bytes: int, target: int) -> Iterator[slice]:
-    """Slices of rows of `row_bytes` each that stay within `target` bytes (at least one row each)."""
-    size = max(1, target // max(1, row_bytes))
+    """Slices of rows of `row_bytes` each, of about one size, within `target` bytes (at least one row each)."""
+    most = max(1, target // max(1, row_bytes))
+    size = max(1, -(-rows // max(1, -(-rows // most))))
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 

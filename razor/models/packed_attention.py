@@ -1,8 +1,8 @@
 """Attention over packed documents without what the mask throws away.
 
 A row of packed documents needs a mask of T x T, and SDPA on a CPU computes all of it, hidden or not: other
-documents, and (in short rows) the future. Here each document is given to SDPA by itself, a piece of its queries at
-a time with just the keys up to there. The same sums, the same precision, and the more documents the less work.
+documents, and (in short rows) the future. Here each document attends by itself (`document_attention`): the same
+sums, the same precision, and the more documents the less work.
 
 It is used where it is certain to be the same: plain SDPA on a CPU, one pass without a cache, and a mask that says
 exactly what the documents say. Anything else, a sliding window, a soft cap, another mask, runs as it would have; so
@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from razor.distill import Batch
+from razor.models.document_attention import Span, document_attention
 from razor.models.intercepted import (
     Attention,
     implementation,
@@ -29,12 +28,6 @@ from razor.models.intercepted import (
     is_compiled,
     reachable_attention,
 )
-
-PIECE = 256
-"""Queries computed at once; smaller pieces make the backward pass slower."""
-
-LONG = 768
-"""From this length on a document is computed at once: SDPA itself then leaves the future out."""
 
 PLAIN = {"is_causal": (None, True), "softcap": (None,), "s_aux": (None,), "position_bias": (None,)}
 """Options of attention that may be given, with the values at which they change nothing here."""
@@ -64,8 +57,9 @@ class _Pieces:
 
     def __init__(self, batch: Batch) -> None:
         starts = batch.position_ids == 0
+        starts[:, 0] = True
         self.shape, numbers = batch.input_ids.shape, starts.cumsum(1)
-        self.rows = [_spans(row) for row in starts]
+        self.spans = _spans(starts)
         same = numbers.unsqueeze(2) == numbers.unsqueeze(1)
         self.mask = same.tril().unsqueeze(1)
         self._checked: Tensor | None = None
@@ -74,7 +68,7 @@ class _Pieces:
         def attention(
             module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **options: Any
         ) -> Any:
-            if not self._fits(module, query, key, mask, options):
+            if not self._fits(module, query, key, value, mask, options):
                 return own(module, query, key, value, mask, **options)
             return self.attend(query, key, value, options.get("scaling")), None
 
@@ -82,43 +76,24 @@ class _Pieces:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """[B, T, heads, head_dim] from [B, heads, T, head_dim], and keys and values with their own heads."""
-        if all(spans == self.rows[0] for spans in self.rows):
-            return self._row(query, key, value, self.rows[0], scale)
-        rows = [
-            self._row(query[i : i + 1], key[i : i + 1], value[i : i + 1], spans, scale)
-            for i, spans in enumerate(self.rows)
-        ]
-        return torch.cat(rows)
-
-    def _row(
-        self, query: Tensor, key: Tensor, value: Tensor, spans: list[tuple[int, int]], scale: float | None
-    ) -> Tensor:
-        parts = []
-        for start, end in spans:
-            step = PIECE if end - start < LONG else end - start
-            for first in range(start, end, step):
-                last = min(first + step, end)
-                mask = None if first == start else _triangle(last - first, last - start)
-                part = F.scaled_dot_product_attention(
-                    query[:, :, first:last],
-                    key[:, :, start:last],
-                    value[:, :, start:last],
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    scale=scale,
-                    enable_gqa=query.shape[1] != key.shape[1],
-                )
-                parts.append(part.transpose(1, 2))
-        return torch.cat(parts, 1)
+        return document_attention(query, key, value, self.spans, scale)
 
     def _fits(
-        self, module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: dict[str, Any],
     ) -> bool:
         """Whether these inputs are the batch's rows under the documents' own mask."""
         window = options.get("sliding_window")
         return (
             query.shape[2] == key.shape[2] == self.shape[1]
             and len(query) == self.shape[0]
+            and key.shape == value.shape
+            and query.dtype == key.dtype == value.dtype
             and not options.get("dropout")
             and (window is None or window >= self.shape[1])
             and all(options.get(name) in allowed for name, allowed in PLAIN.items())
@@ -128,7 +103,7 @@ class _Pieces:
 
     def _is_ours(self, mask: Tensor | None) -> bool:
         if mask is None:  # plain causal attention over whole rows
-            return all(len(spans) == 1 for spans in self.rows)
+            return all((start, end) == (0, self.shape[1]) for _, start, end in self.spans)
         if mask is not self._checked:  # one mask serves all layers of a pass
             if mask.dtype != torch.bool or mask.shape != self.mask.shape or not torch.equal(mask, self.mask):
                 return False
@@ -136,13 +111,12 @@ class _Pieces:
         return True
 
 
-def _spans(starts: Tensor) -> list[tuple[int, int]]:
-    """[start, end) of each document of a row; padding is one more."""
-    first = starts.nonzero().flatten().tolist()
-    return list(zip(first, [*first[1:], len(starts)], strict=True))
-
-
-@cache
-def _triangle(queries: int, keys: int) -> Tensor:
-    """[queries, keys] bool: the last `queries` of `keys` tokens, each seeing those up to itself."""
-    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+def _spans(starts: Tensor) -> list[Span]:
+    """The documents of each row; padding is one more. Rows that are cut alike are taken together."""
+    rows = []
+    for row in starts:
+        first = row.nonzero().flatten().tolist()
+        rows.append(list(zip(first, [*first[1:], len(row)], strict=True)))
+    if all(row == rows[0] for row in rows):
+        return [Span(slice(None), start, end) for start, end in rows[0]]
+    return [Span(slice(i, i + 1), start, end) for i, row in enumerate(rows) for start, end in row]

@@ -24,7 +24,7 @@ from razor.distill import (
 )
 from razor.distill.chunked import chunked_loss
 from razor.distill.formula import Formula
-from razor.distill.head import Head
+from razor.distill.head import SHARE, Head, is_felt
 from razor.distill.logits import forward_kl
 from razor.distill.pieces import blocks
 from razor.distill.pieces import pieces as chunks
@@ -197,7 +197,7 @@ def test_chunks_cover_every_token_once_within_memory(tokens, row_bytes, target):
 
 
 def test_blocks_cover_a_chunk():
-    logits = torch.zeros(10, 150_000)
+    logits = torch.zeros(10, 450_000)
     parts = list(blocks(logits))
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(10))
     assert len(parts) > 1 and all(4 * logits[part].numel() <= pieces.BLOCK_BYTES["cpu"] for part in parts)
@@ -211,8 +211,8 @@ def test_no_tensor_of_all_logits_is_ever_made(make_batch, make_trace, monkeypatc
     made: list[int] = []
     product = Head.product
 
-    def watched(self: Head, part: slice) -> Tensor:
-        made.append(len(result := product(self, part)))
+    def watched(self: Head, part: slice, out: Tensor | None = None) -> Tensor:
+        made.append(len(result := product(self, part, out)))
         return result
 
     monkeypatch.setattr(Head, "product", watched)
@@ -305,6 +305,29 @@ def test_losses_of_bf16_models_are_exact(name, distance, bias, own_head, dtype):
     values = Formula(lambda s, t, _: loss(s, t, None, {})[None])
     total, _ = chunked_loss(student, TeacherLogits(teacher), values, one, weights)
     assert float(total) == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize("distance, products", [(3.0, 1), (0.1, 2)])
+def test_a_product_is_saved_where_rounding_is_not_felt(monkeypatch, distance, products):
+    """The teacher's rounded logits are made exact only for a student near enough to tell."""
+    student, teacher = pair(distance, False, torch.bfloat16, False)
+    made: list[int] = []
+    beyond = Head.beyond
+    monkeypatch.setattr(Head, "beyond", lambda *a: made.append(1) or beyond(*a))
+    weights, one = torch.full((150,), 1 / 150), torch.ones(1)
+    chunked_loss(student, TeacherLogits(teacher), Formula(lambda s, t, _: (s * t)[:, 0][None]), one, weights)
+    assert len(made) == products
+
+
+def test_rounding_is_felt_as_much_as_it_changes_a_kl():
+    student, teacher = pair(0.3, False, torch.bfloat16, True)
+    base = teacher.product(slice(None))
+    rounded, right, other = base.double().log_softmax(-1), exact(teacher), exact(student)
+    change = float(forward_kl(right, rounded).mean()) / float(forward_kl(other, right).mean())
+    assert 1e-5 < change < SHARE
+    assert is_felt(teacher, student, base, student.beyond(base, slice(None))) is False
+    near = Head((0.999 * teacher.hidden + 0.001 * student.hidden).bfloat16(), teacher.weight)
+    assert is_felt(teacher, near, base, near.beyond(base, slice(None)))
 
 
 def test_a_student_that_is_its_teacher_is_exactly_at_zero():

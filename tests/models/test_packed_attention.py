@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 
 from razor.distill import Batch
-from razor.models import layers_of, packed_attention
+from razor.models import document_attention, layers_of, packed_attention
 from razor.models.packed_attention import _Pieces
 
 WIDTH = {
@@ -76,8 +76,8 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("piece", [1, 4, 8, 128])
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen3Config])
 def test_states_and_gradients(monkeypatch, attended, layout, piece, long, config):
-    monkeypatch.setattr(packed_attention, "LONG", long)
-    monkeypatch.setattr(packed_attention, "PIECE", piece)
+    monkeypatch.setattr(document_attention, "LONG", long)
+    monkeypatch.setattr(document_attention, "PIECE", piece)
     model, batch = model_of(config), batch_of(LAYOUTS[layout])
     found, wanted = run(model, batch, True), run(model, batch, False)
     assert len(attended) == 2  # once a layer
