@@ -92,15 +92,16 @@ class _DocumentAttention(torch.autograd.Function):
         for rows, start, end in ctx.spans:
             part = slice(start, end)
             _differentiate(
+                ctx.scale,
                 *(x[rows, :, part] for x in (query, key, value, gradient, sums, delta)),
                 *(x[rows, :, part] for x in (dq, dk, dv)),
-                ctx.scale,
             )
         dq, dk = dq.mul_(ctx.scale), dk.mul_(ctx.scale)
         return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
 
 
 def _differentiate(
+    scale: float,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -110,7 +111,6 @@ def _differentiate(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
-    scale: float,
 ) -> None:
     """Add one document's gradients [B, (KV) heads, n, head_dim] to `dq` and `dk` (not yet scaled) and `dv`."""
     heads, length, share = key.shape[1], key.shape[2], query.shape[1] // key.shape[1]
