@@ -199,7 +199,9 @@ def say(model: PreTrainedModel, rows: PackedRows, indices: range, kept: Kept) ->
 
 def _row(head: Head, labels: torch.Tensor, kept: Kept, chance: torch.Tensor | None) -> Targets:
     parts = []
-    for part in pieces(len(labels), head.row_bytes, chunk_bytes(labels.device.type) // CHUNK_PART):
+    for part in pieces(
+        len(labels), head.row_bytes, chunk_bytes(labels.device.type, head.weight.element_size()) // CHUNK_PART
+    ):
         product = head.product(part)
         lost = head.beyond(product, part)
         for block in blocks(product):

@@ -181,7 +181,7 @@ def chunked_loss(
         token_weights: [n] weight of each token.
         chunk: bytes of one chunk of logits; by default what suits the device.
     """
-    size = chunk_bytes(student.hidden.device.type) if chunk is None else chunk
+    size = chunk_bytes(student.hidden.device.type, student.weight.element_size()) if chunk is None else chunk
     dtype = wide(student.hidden[:0]).dtype
     total: Tensor
     total, values = _ChunkedLoss.apply(

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 48 * 2**20}
-"""Target size of the logits of one chunk by device type; three tensors of this size exist at a time."""
+CHUNK_LOGITS = {"cpu": 24 * 2**20}
+"""How many logits make one chunk by device type; two or three tensors of this size exist at a time."""
 
-CHUNK_BYTES_ELSEWHERE = 512 * 2**20
+CHUNK_LOGITS_ELSEWHERE = 256 * 2**20
 """The same where matrix products want to be larger."""
 
-BLOCK_BYTES = {"cpu": 8 * 2**20}
+BLOCK_BYTES = {"cpu": 4 * 2**20}
 """Target size of one fp32 block by device type; elsewhere a block is a whole chunk."""
 
 KEPT_BYTES = 128 * 2**20
@@ -35,9 +35,9 @@ def pieces(rows: int, row_bytes: int, target: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
-def chunk_bytes(device: str) -> int:
-    """Target size of a chunk on a type of device."""
-    return CHUNK_BYTES.get(device, CHUNK_BYTES_ELSEWHERE)
+def chunk_bytes(device: str, element_size: int) -> int:
+    """Target size of a chunk of logits of `element_size` bytes each, on a type of device."""
+    return element_size * CHUNK_LOGITS.get(device, CHUNK_LOGITS_ELSEWHERE)
 
 
 def blocks(logits: Tensor) -> Iterator[slice]:

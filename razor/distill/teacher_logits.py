@@ -34,7 +34,9 @@ class TeacherLogits:
         if tokens * row_bytes <= KEPT_BYTES:
             self._kept = self.head.product(slice(0, tokens))
         entropies, probabilities = [], []
-        for part in pieces(tokens, row_bytes, chunk_bytes(labels.device.type)):
+        for part in pieces(
+            tokens, row_bytes, chunk_bytes(labels.device.type, self.head.weight.element_size())
+        ):
             product = self.product(part)
             for block in blocks(product):
                 logp = torch.log_softmax(self.head.logits(product[block]), -1)

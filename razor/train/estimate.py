@@ -51,7 +51,7 @@ def estimate(
     width, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
     # a layer keeps about ten tensors of the hidden and six of the inner width for backward, half of them fp32
     activations = tokens_per_batch * config.num_hidden_layers * (10 * width + 6 * inner) * 3
-    loss = 4 * min(chunk_bytes(device.type), 2 * tokens_per_batch * config.vocab_size)
+    loss = 4 * min(chunk_bytes(device.type, 2), 2 * tokens_per_batch * config.vocab_size)
     flops = (6 * parameters + 2 * beside) * tokens
     seconds = flops / (EFFICIENCY * matrix_speed(device))
     return Estimate(matrices + activations + loss, seconds, 12 * parameters)

@@ -235,7 +235,7 @@ def test_no_tensor_of_all_logits_is_ever_made(make_batch, make_trace, monkeypatc
 def test_what_the_teacher_says_beforehand(make_batch, make_trace, monkeypatch, kept, block, dtype):
     batch = make_batch()
     monkeypatch.setattr("razor.distill.teacher_logits.KEPT_BYTES", kept)
-    monkeypatch.setitem(pieces.CHUNK_BYTES, "cpu", 4 * VOCABULARY * 2)
+    monkeypatch.setitem(pieces.CHUNK_LOGITS, "cpu", VOCABULARY * 2)
     monkeypatch.setitem(pieces.BLOCK_BYTES, "cpu", 4 * VOCABULARY * block)
     teacher, labels = make_trace(batch, 2, bias=True, dtype=dtype), batch.labels[batch.valid]
     logits = TeacherLogits(Head.of(teacher, batch.valid))
