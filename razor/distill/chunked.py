@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from razor.distill.formula import Formula
-from razor.distill.head import Head, is_felt, wide
-from razor.distill.pieces import SLICE_BYTES, blocks, chunk_bytes, pieces
+from razor.distill.head import HALF, Head, is_felt, wide
+from razor.distill.pieces import KEPT_BYTES, SLICE_BYTES, blocks, chunk_bytes, pieces
 from razor.distill.teacher_logits import TeacherLogits
 
 
@@ -41,7 +41,7 @@ class _ChunkedLoss(torch.autograd.Function):
         student, needed = Head(hidden, weight, bias), ctx.needs_input_grad[:3]
         values = wide(hidden).new_zeros(len(part_weights), len(hidden))
         parts = list(pieces(len(hidden), student.row_bytes, chunk))
-        sums = _Gradients(student, needed, len(parts))
+        sums = _Gradients(student, needed, parts)
         for part in parts:
             chunk_of = _Chunk(student, teacher, part, sums.place(part))
             for block in blocks(chunk_of.own):
@@ -114,53 +114,58 @@ class _Chunk:
 class _Gradients:
     """Gradients of hidden states, weight and bias, from those of the logits of each chunk.
 
-    The weight's is a sum over chunks, which has to be fp32: for 16-bit weights twice their size again. Where the
-    logits' gradients of all chunks are smaller, they are kept (chunks are then made in their `place`) and the sum
-    is left to one product at the end.
+    The weight's is a sum over tokens, of products that add up in fp32 and round once. So that a 16-bit sum rounds
+    seldom, without a copy of it in fp32, chunks are made side by side in a buffer and multiplied when it is full.
     """
 
-    def __init__(self, head: Head, needed: tuple[bool, ...], chunks: int) -> None:
-        self.head, (tokens, width) = head, head.hidden.shape
+    def __init__(self, head: Head, needed: tuple[bool, ...], parts: list[slice]) -> None:
+        self.head = head
         self.hidden = torch.zeros_like(head.hidden) if needed[0] else None
-        self.weight = self.logits = self.bias = None
-        if needed[1]:
-            summed = wide(head.weight[:0]).dtype
-            whole = chunks == 1 or (head.weight.dtype != summed and tokens <= 2 * width)
-            self.weight = torch.zeros_like(head.weight, dtype=head.weight.dtype if whole else summed)
-            if whole:
-                self.logits = head.weight.new_empty(tokens, len(head.weight))
+        self.weight = self.bias = None
+        self._logits: Tensor | None = None
+        self._first = self._last = 0  # tokens that the buffer holds
+        if needed[1] and parts:
+            self.weight = torch.zeros_like(head.weight)
+            chunk = parts[0].stop
+            many = max(1, KEPT_BYTES // (chunk * head.row_bytes)) if head.weight.dtype in HALF else 1
+            rows = min(len(head.hidden), many * chunk)
+            self._logits = head.weight.new_empty(rows, len(head.weight))
         if needed[2] and head.bias is not None:
             self.bias = torch.zeros_like(head.bias, dtype=wide(head.bias[:0]).dtype)
 
     def place(self, part: slice) -> Tensor | None:
-        """Where a chunk of logits [m, vocabulary] may be made, to stay there as its gradient."""
-        return None if self.logits is None else self.logits[part]
+        """Where a chunk of logits [m, vocabulary] is to be made, to become its gradient there."""
+        if self._logits is None:
+            return None
+        if part.stop - self._first > len(self._logits):
+            self._multiply()
+        self._last = part.stop
+        return self._logits[part.start - self._first : part.stop - self._first]
 
     def add(self, logits: Tensor, part: slice) -> None:
         """`logits`: gradients of a chunk's logits [m, vocabulary], in their place if they have one."""
         if self.hidden is not None:
             self.hidden[part] = logits @ self.head.weight
-        if self.weight is not None and self.logits is None:
-            self._multiply(self.weight, logits, self.head.hidden[part])
         if self.bias is not None:
             self.bias += wide(logits).sum(0)
 
     def finish(self) -> tuple[Tensor | None, ...]:
         """In the dtypes of what they are gradients of."""
-        if self.weight is not None and self.logits is not None:
-            self._multiply(self.weight, self.logits, self.head.hidden)
-            self.logits = None
-        weight = None if self.weight is None else self.weight.to(self.head.weight.dtype)
-        return self.hidden, weight, self.bias
+        self._multiply()
+        self._logits = None
+        return self.hidden, self.weight, self.bias
 
-    def _multiply(self, weight: Tensor, logits: Tensor, hidden: Tensor) -> None:
-        """`weight` += logits^T hidden, a slice of the vocabulary at a time."""
-        vocabulary, width = weight.shape
-        for rows in pieces(vocabulary, width * weight.element_size(), SLICE_BYTES):
-            if weight.dtype == logits.dtype:
-                weight[rows].addmm_(logits[:, rows].T, hidden)
-            else:
-                weight[rows] += logits[:, rows].T @ hidden
+    def _multiply(self) -> None:
+        """Add the buffer's part of the weight's gradient, a slice of the vocabulary at a time; empty the buffer."""
+        if self.weight is not None and self._logits is not None and self._last > self._first:
+            hidden, logits = (
+                self.head.hidden[self._first : self._last],
+                self._logits[: self._last - self._first],
+            )
+            vocabulary, width = self.weight.shape
+            for rows in pieces(vocabulary, width * self.weight.element_size(), SLICE_BYTES):
+                self.weight[rows].addmm_(logits[:, rows].T, hidden)
+        self._first = self._last
 
 
 def chunked_loss(

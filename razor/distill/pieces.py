@@ -21,7 +21,8 @@ BLOCK_BYTES = {"cpu": 4 * 2**20}
 """Target size of one fp32 block by device type; elsewhere a block is a whole chunk."""
 
 KEPT_BYTES = 128 * 2**20
-"""The teacher's logits of a micro-batch are kept between two uses, not made twice, if they are no larger."""
+"""The teacher's logits of a micro-batch are kept between two uses, not made twice, if they are no larger; and
+so much of the logits' 16-bit gradients is collected before it is multiplied."""
 
 SLICE_BYTES = 32 * 2**20
 """Target size of the piece of a head's weight gradient that is made at a time."""
