@@ -4,7 +4,8 @@ The full [tokens, vocabulary] tensor and the half dozen of its size that a KL an
 dominate the memory of a step. Since the losses are sums over tokens with known weights, both the loss and
 its gradient with respect to the hidden states and the head's weight can be summed up chunk by chunk in the
 forward pass (the idea of Liger's fused linear losses, arXiv 2410.10989); backward only scales the result.
-Memory beyond the gradients themselves is a few tensors of one chunk, whatever the vocabulary.
+Memory beyond the gradients themselves is a few tensors of one chunk, and what `KEPT_BYTES` allows to be kept,
+whatever the vocabulary.
 
 The formulas themselves see log-probabilities and ordinary autograd; chunking is written once, here. `pieces`
 says how large the chunks are, `head` how their logits come to be exact.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from razor.distill.formula import Formula
-from razor.distill.head import HALF, Head, is_felt, wide
+from razor.distill.head import HALF, Head, exact_products, is_felt, wide
 from razor.distill.pieces import KEPT_BYTES, SLICE_BYTES, blocks, chunk_bytes, pieces
 from razor.distill.teacher_logits import TeacherLogits
 
@@ -42,19 +43,10 @@ class _ChunkedLoss(torch.autograd.Function):
         values = wide(hidden).new_zeros(len(part_weights), len(hidden))
         parts = list(pieces(len(hidden), student.row_bytes, chunk))
         sums = _Gradients(student, needed, parts)
-        for part in parts:
-            chunk_of = _Chunk(student, teacher, part, sums.place(part))
-            for block in blocks(chunk_of.own):
-                where = slice(part.start + block.start, part.start + block.stop)
-                logits, other = chunk_of.student_logits(block), chunk_of.teacher_logp(block)
-                if not any(needed):
-                    values[:, where] = formula.values(torch.log_softmax(logits, -1), other, where)
-                    continue
-                values[:, where], gradient = formula.differentiate(
-                    logits, other, where, part_weights, token_weights[where]
-                )
-                chunk_of.own[block] = gradient  # in the place of the logits, which are done with
-            sums.add(chunk_of.own, part)
+        for part in parts:  # of which nothing may live on beside the next one
+            made = _Chunk(student, teacher, part, sums.place(part))
+            sums.add(made.through(formula, part_weights, token_weights, values, any(needed)), part)
+            del made
         ctx.gradients = sums.finish()
         ctx.mark_non_differentiable(values)
         return (part_weights @ values * token_weights).sum(), values
@@ -89,7 +81,7 @@ class _Chunk:
     def __init__(
         self, student: Head, teacher: TeacherLogits | None, part: slice, out: Tensor | None = None
     ) -> None:
-        self._student, self._teacher = student, teacher
+        self._student, self._teacher, self._part = student, teacher, part
         self._base = self._lost = gap = None
         if teacher is not None:
             self._base = teacher.product(part)
@@ -97,14 +89,31 @@ class _Chunk:
             # asked on a CPU only: elsewhere the answer would be waited for, and products are cheap
             if gap is None or gap.device.type != "cpu" or is_felt(teacher.head, student, self._base, gap):
                 self._lost = teacher.head.beyond(self._base, part)
-        self._is_gap = gap is not None
         self.own = student.product(part, out) if gap is None else gap
+        self._rest = self._base if gap is not None else None
+        if gap is None and teacher is not None:  # a teacher of another dtype
+            self._rest = student.beyond(self.own, part)
 
-    def student_logits(self, block: slice) -> Tensor:
-        base = self._base if self._is_gap else None
-        return self._student.logits(self.own[block], None if base is None else base[block])
+    def through(
+        self, formula: Formula, part_weights: Tensor, token_weights: Tensor, values: Tensor, needed: bool
+    ) -> Tensor:
+        """Fill in `values` [parts, n], and make the logits their gradient if that is needed: `own`."""
+        for block in blocks(self.own):
+            where = slice(self._part.start + block.start, self._part.start + block.stop)
+            logits, other = self._student_logits(block), self._teacher_logp(block)
+            if not needed:
+                values[:, where] = formula.values(torch.log_softmax(logits, -1), other, where)
+                continue
+            values[:, where], gradient = formula.differentiate(
+                logits, other, where, part_weights, token_weights[where]
+            )
+            self.own[block] = gradient  # in the place of the logits, which are done with
+        return self.own
 
-    def teacher_logp(self, block: slice) -> Tensor | None:
+    def _student_logits(self, block: slice) -> Tensor:
+        return self._student.logits(self.own[block], None if self._rest is None else self._rest[block])
+
+    def _teacher_logp(self, block: slice) -> Tensor | None:
         if self._teacher is None or self._base is None:
             return None
         lost = None if self._lost is None else self._lost[block]
@@ -150,7 +159,7 @@ class _Gradients:
             self.bias += wide(logits).sum(0)
 
     def finish(self) -> tuple[Tensor | None, ...]:
-        """In the dtypes of what they are gradients of."""
+        """Of hidden states, weight and bias; a 16-bit bias's is fp32, to be rounded by whoever takes it."""
         self._multiply()
         self._logits = None
         return self.hidden, self.weight, self.bias
@@ -186,17 +195,20 @@ def chunked_loss(
         token_weights: [n] weight of each token.
         chunk: bytes of one chunk of logits; by default what suits the device.
     """
-    size = chunk_bytes(student.hidden.device.type, student.weight.element_size()) if chunk is None else chunk
-    dtype = wide(student.hidden[:0]).dtype
+    device, dtype = student.hidden.device.type, wide(student.hidden[:0]).dtype
+    size = chunk_bytes(device, student.weight.element_size()) if chunk is None else chunk
+    if not torch.is_grad_enabled():
+        student = student.detached()  # inside a Function nobody could tell
     total: Tensor
-    total, values = _ChunkedLoss.apply(
-        student.hidden,
-        student.weight,
-        student.bias,
-        teacher,
-        formula,
-        part_weights.to(dtype),
-        token_weights.to(dtype),
-        size,
-    )
+    with exact_products(student):
+        total, values = _ChunkedLoss.apply(
+            student.hidden,
+            student.weight,
+            student.bias,
+            teacher,
+            formula,
+            part_weights.to(dtype),
+            token_weights.to(dtype),
+            size,
+        )
     return total, values

@@ -43,6 +43,11 @@ class Head:
         """Of a recorded pass, for its valid tokens."""
         return cls(trace.hidden[valid], trace.head_weight, trace.head_bias)
 
+    def detached(self) -> Head:
+        """The same without gradient."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Head(self.hidden.detach(), self.weight.detach(), bias)
+
     @property
     def row_bytes(self) -> int:
         """Bytes of the logits of one token."""
@@ -56,7 +61,7 @@ class Head:
         """H W - base, added up in fp32, only the difference rounded; None if nothing would be gained by it.
 
         Args:
-            base: [m, vocabulary], a product of this head or of another.
+            base: [m, vocabulary], a product of this head or of another of the same dtype.
             part: which tokens.
             out: where to put it.
         """
@@ -73,11 +78,19 @@ class Head:
         return total
 
 
+def exact_products(head: Head) -> torch.autocast:
+    """A context without autocast, which would round fp32 products; left alone where only it makes dtypes meet."""
+    device = head.hidden.device.type
+    keeps = head.hidden.dtype != head.weight.dtype and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=keeps)
+
+
 def is_felt(teacher: Head, student: Head, base: Tensor, gap: Tensor) -> bool:
     """Whether what the teacher's logits lost by rounding changes a KL from it by more than `SHARE`.
 
     An error e of logits changes a KL by half of sum p e^2 on average, p being the probabilities; and rounding to a
-    relative precision eps makes errors of at most eps^2 / 12 of a logit's square.
+    relative precision eps makes errors of at most eps^2 / 12 of a logit's square. It is the sum over all tokens
+    that keeps its precision: a token far nearer to its teacher than the others may lose its own.
 
     Args:
         teacher: the head that `base` is a product of.

@@ -2,7 +2,8 @@
 
 Two sizes matter. Matrix products want many tokens, so logits are made for a whole *chunk*, in the compute
 dtype. The formulas read and write memory a dozen times, in fp32, so they work on *blocks* of a few tokens that
-stay in the processor's cache. Neither size changes a result by more than the order of a sum.
+stay in the processor's cache. In fp32 neither size changes a result by more than the order of a sum; in 16 bits
+also by how often a weight's gradient is rounded, and by which tokens are asked whether rounding is felt.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from collections.abc import Iterator
 from torch import Tensor
 
 CHUNK_LOGITS = {"cpu": 24 * 2**20}
-"""How many logits make one chunk by device type; two or three tensors of this size exist at a time."""
+"""How many logits make one chunk by device type; one to three of this size exist at a time."""
 
 CHUNK_LOGITS_ELSEWHERE = 256 * 2**20
 """The same where matrix products want to be larger."""
 
 BLOCK_BYTES = {"cpu": 4 * 2**20}
-"""Target size of one fp32 block by device type; elsewhere a block is a whole chunk."""
+"""Target size of one fp32 block by device type; about six exist at a time."""
+
+BLOCK_BYTES_ELSEWHERE = 256 * 2**20
+"""The same where there is no cache to stay in."""
 
 KEPT_BYTES = 128 * 2**20
 """The teacher's logits of a micro-batch are kept between two uses, not made twice, if they are no larger; and
@@ -43,6 +47,5 @@ def chunk_bytes(device: str, element_size: int) -> int:
 
 def blocks(logits: Tensor) -> Iterator[slice]:
     """Slices of a chunk of logits [n, vocabulary] that the formulas work on."""
-    row_bytes = 4 * logits.shape[-1]
-    whole = row_bytes * len(logits)
-    return pieces(len(logits), row_bytes, BLOCK_BYTES.get(logits.device.type, whole))
+    size = BLOCK_BYTES.get(logits.device.type, BLOCK_BYTES_ELSEWHERE)
+    return pieces(len(logits), 4 * logits.shape[-1], size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from razor.distill.head import Head
+from razor.distill.head import Head, exact_products, wide
 from razor.distill.logits import entropy
 from razor.distill.loss import TeacherTokens
 from razor.distill.pieces import KEPT_BYTES, blocks, chunk_bytes, pieces
@@ -24,26 +24,27 @@ class TeacherLogits:
     """
 
     def __init__(self, head: Head) -> None:
-        self.head = Head(head.hidden.detach(), head.weight.detach(), head.bias)
+        self.head = head.detached()
         self._kept: Tensor | None = None
 
     @torch.no_grad()
     def observe(self, labels: Tensor) -> TeacherTokens:
         """Entropy, and probability of the label, of each token: [n] each."""
-        tokens, row_bytes = len(labels), self.head.row_bytes
-        if tokens * row_bytes <= KEPT_BYTES:
-            self._kept = self.head.product(slice(0, tokens))
-        entropies, probabilities = [], []
-        for part in pieces(
-            tokens, row_bytes, chunk_bytes(labels.device.type, self.head.weight.element_size())
-        ):
-            product = self.product(part)
-            for block in blocks(product):
-                logp = torch.log_softmax(self.head.logits(product[block]), -1)
-                entropies.append(entropy(logp))
-                probabilities.append(logp.gather(-1, labels[part][block].unsqueeze(-1)).squeeze(-1).exp())
-        nothing = labels.new_zeros(0, dtype=torch.float32)
-        return TeacherTokens(torch.cat([nothing, *entropies]), torch.cat([nothing, *probabilities]))
+        tokens, weight = len(labels), self.head.weight
+        with exact_products(self.head):
+            if tokens * self.head.row_bytes <= KEPT_BYTES:
+                self._kept = self.head.product(slice(0, tokens))
+            chunk = chunk_bytes(weight.device.type, weight.element_size())
+            said = wide(weight[:0]).new_empty(2, tokens)
+            for part in pieces(tokens, self.head.row_bytes, chunk):
+                self._look(self.product(part), labels[part], said[:, part])
+        return TeacherTokens(*said)
+
+    def _look(self, product: Tensor, labels: Tensor, said: Tensor) -> None:
+        for block in blocks(product):
+            logp = torch.log_softmax(self.head.logits(product[block]), -1)
+            said[0, block] = entropy(logp)
+            said[1, block] = logp.gather(-1, labels[block].unsqueeze(-1)).squeeze(-1).exp()
 
     @torch.no_grad()
     def product(self, part: slice) -> Tensor:

@@ -9,8 +9,8 @@ with S = scale q k^T, P = exp(S - logsumexp S), and the delta of a row = its out
 
 In 16 bits S - logsumexp and do v^T - delta are differences that products rounded to 16 bits would spoil. `baddbmm`
 takes the row's number off while it still adds up in fp32, and rounds just the difference (the trick of
-`distill/head.py`); what rounding the row's number itself lost is taken off afterwards. The errors are the flash
-kernel's own, which also rounds P and dS.
+`distill/head.py`); what rounding the row's number itself lost is taken off afterwards. In bf16 gradients come
+within 1 % of the exact ones; the kernel, which exponentiates in fp32, is up to three times nearer.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class _DocumentAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[Span], scale: float
     ) -> Tensor:
+        # the dispatcher of SDPA sees to that, the kernel itself does not
+        query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         rows, heads, tokens, width = query.shape
         out = query.new_empty(rows, tokens, heads, width)
         sums = torch.empty(rows, heads, tokens, dtype=_wide(query.dtype))
@@ -84,6 +86,7 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, sums = ctx.saved_tensors
         gradient = gradient.transpose(1, 2)

@@ -113,13 +113,25 @@ def cross_entropy(student: Trace, batch: Any) -> Tensor:
     return total
 
 
-def test_without_gradient_nothing_is_kept(make_batch, make_trace):
+@pytest.mark.parametrize("quietly", [torch.no_grad, torch.inference_mode])
+def test_without_gradient_nothing_is_differentiated(make_batch, make_trace, monkeypatch, quietly):
     batch = make_batch()
     student = make_trace(batch, 1)
-    with torch.no_grad():
-        quiet = cross_entropy(student, batch)
     loud = cross_entropy(student, batch)
-    assert not quiet.requires_grad and loud.requires_grad and torch.equal(quiet, loud.detach())
+    monkeypatch.setattr(Formula, "differentiate", None)
+    with quietly():
+        quiet = cross_entropy(student, batch)
+    assert student.head_weight.requires_grad and not quiet.requires_grad
+    assert loud.requires_grad and torch.equal(quiet, loud.detach())
+
+
+def test_autocast_does_not_round_fp32_products(make_batch, make_trace):
+    batch = make_batch()
+    student, teacher = make_trace(batch, 1), make_trace(batch, 2)
+    wanted, _ = loss_of(student, teacher, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = loss_of(student, teacher, batch)
+    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
 
 
 def test_a_frozen_head_gets_no_gradient(make_batch, make_trace):
@@ -187,6 +199,18 @@ def test_the_gradient_of_bf16_weights_is_rounded_seldom(
     expected, _ = in_one_piece(student, teacher, batch)
     wanted = torch.autograd.grad(expected, student.head_weight)[0]
     assert float((found.double() - wanted.double()).norm() / wanted.double().norm()) < bound
+
+
+@pytest.mark.parametrize("dtype, rows", [(torch.bfloat16, 9), (torch.float32, 3)])
+def test_few_of_the_logits_gradients_are_kept(monkeypatch, dtype, rows):
+    """In 16 bits as many chunks of three tokens as the bound allows; in fp32, where nothing is rounded, one."""
+    size = torch.empty(0, dtype=dtype).element_size()
+    monkeypatch.setattr(chunked, "KEPT_BYTES", 10 * size * VOCABULARY)
+    head = Head(torch.zeros(30, 4, dtype=dtype), torch.zeros(VOCABULARY, 4, dtype=dtype))
+    parts = list(chunks(30, head.row_bytes, 3 * head.row_bytes))
+    sums = chunked._Gradients(head, (True, True, False), parts)
+    places = {sums.place(part).untyped_storage().data_ptr() for part in parts}
+    assert len(places) == 1 and len(sums._logits) == rows
 
 
 @settings(deadline=None, max_examples=100)
@@ -308,6 +332,20 @@ def test_losses_of_bf16_models_are_exact(name, distance, bias, own_head, dtype):
     values = Formula(lambda s, t, _: loss(s, t, None, {})[None])
     total, _ = chunked_loss(student, TeacherLogits(teacher), values, one, weights)
     assert float(total) == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize("half", ["student", "teacher"])
+def test_one_of_them_in_fp32(half):
+    student, teacher = pair(0.003, False, torch.bfloat16, False)
+    if half == "student":
+        teacher = Head(teacher.hidden.float(), teacher.weight.float())
+    else:
+        student = Head(student.hidden.float(), student.weight.float())
+    wanted = float(forward_kl(exact(student), exact(teacher)).mean())
+    weights, one = torch.full((150,), 1 / 150), torch.ones(1)
+    values = Formula(lambda s, t, _: forward_kl(s, t)[None])
+    total, _ = chunked_loss(student, TeacherLogits(teacher), values, one, weights)
+    assert wanted < 2e-4 and float(total) == pytest.approx(wanted, rel=0.01)
 
 
 @pytest.mark.parametrize("distance, products", [(3.0, 1), (0.1, 2)])

@@ -77,12 +77,12 @@ def test_errors_are_those_of_sdpa(lengths, dtype):
     for attend, at in ((document_attention, given_), (wanted, given_), (wanted, exact)):
         out = attend(*at, spans, None)
         gradients.append([out, *torch.autograd.grad(out, at, towards.to(out.dtype))])
-    rounding = 4 * torch.finfo(dtype).eps
+    rounding = 1.5 * torch.finfo(dtype).eps
     for own, sdpa, right in zip(*gradients, strict=True):
         own, sdpa, right = own.detach(), sdpa.detach(), right.detach()
         norm = float(right.norm())
         if norm > 1e-6:  # of one token alone the scores have no gradient
-            assert float((own - right).norm()) <= 2 * float((sdpa - right).norm()) + rounding * norm
+            assert float((own - right).norm()) <= float((sdpa - right).norm()) + rounding * norm
 
 
 def test_scores_far_from_zero_keep_their_gradient():
@@ -97,6 +97,24 @@ def test_scores_far_from_zero_keep_their_gradient():
     right = torch.autograd.grad(wanted(*exact, spans, None), exact, towards.double())
     for found, other, truth in zip(own, sdpa, right, strict=True):
         assert distance(found, truth) < 2 * distance(other, truth) + 0.01
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_any_strides(which):
+    given_ = tensors(4, 2, 6, torch.float32)
+    wanted_ = document_attention(*given_, cut([6]))
+    given_[which] = given_[which].mT.contiguous().mT
+    assert given_[which].stride(-1) != 1
+    torch.testing.assert_close(document_attention(*given_, cut([6])), wanted_)
+
+
+def test_backward_under_autocast_keeps_its_precision():
+    given_ = tensors(4, 2, 40, torch.float32)
+    out = document_attention(*given_, cut([40])).square().sum()
+    found = torch.autograd.grad(out, given_, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = torch.autograd.grad(out, given_)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
 def test_no_second_derivative():
