@@ -86,19 +86,19 @@ class _DocumentAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, sums = ctx.saved_tensors
         gradient = gradient.transpose(1, 2)
         delta = (gradient.to(sums.dtype) * out.transpose(1, 2)).sum(-1)
         dq, dk, dv = (torch.zeros(x.shape, dtype=sums.dtype) for x in (query, key, value))
-        for rows, start, end in ctx.spans:
-            part = slice(start, end)
-            _differentiate(
-                ctx.scale,
-                *(x[rows, :, part] for x in (query, key, value, gradient, sums, delta)),
-                *(x[rows, :, part] for x in (dq, dk, dv)),
-            )
+        with torch.autocast("cpu", enabled=False):
+            for rows, start, end in ctx.spans:
+                part = slice(start, end)
+                _differentiate(
+                    ctx.scale,
+                    *(x[rows, :, part] for x in (query, key, value, gradient, sums, delta)),
+                    *(x[rows, :, part] for x in (dq, dk, dv)),
+                )
         dq, dk = dq.mul_(ctx.scale), dk.mul_(ctx.scale)
         return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
 

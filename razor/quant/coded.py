@@ -76,7 +76,9 @@ class CodedWeight(nn.Module):
         """The weight: decoded in fp32, rounded once to `dtype`."""
         if self._decoded is not None and self._decoded.dtype == dtype:
             return self._decoded
-        decoded = self.view.back(self.format.decode(self.unpacked()).to(dtype), self.shape)
+        # an inference tensor, kept, would be of no use to whoever differentiates later
+        with torch.inference_mode(False), torch.no_grad():
+            decoded = self.view.back(self.format.decode(self.unpacked()).to(dtype), self.shape)
         self._decoded = decoded if self.keep else None
         return decoded
 

@@ -87,6 +87,6 @@ def _width(format: Grouped, widths: tuple[int, ...]) -> int | None:
 
 def _parts(format: Format) -> list[Grouped]:
     if isinstance(format, RowMix):
-        used = {format.high: format.fraction > 0, format.low: format.fraction < 1}
-        return [part for part, any_row in used.items() if any_row]
+        used = ((format.high, format.fraction > 0), (format.low, format.fraction < 1))
+        return [part for part, any_row in used if any_row]
     return [format] if isinstance(format, Grouped) else []

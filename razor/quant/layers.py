@@ -85,6 +85,11 @@ class FakeQuantizer(nn.Module):
         own, *learned = self.format.gradients(self.view.matrix(latent), self.view.matrix(gradient))
         return self.view.back(own, latent.shape), *learned
 
+    def _apply(self, *args: Any, **kwargs: Any) -> FakeQuantizer:
+        # `.half().float()` rounds a weight through its `data`, and may leave address and version as they were
+        self._remembered = None
+        return super()._apply(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start without a memory."""
         return super().__getstate__() | {"_remembered": None}
@@ -103,7 +108,7 @@ class InputQuantizer(nn.Module):
         """[..., columns] -> the same, quantized; gradient straight through."""
         if not torch.is_grad_enabled():  # nothing is kept for a backward pass: keep nothing here either
             return self.format(x)
-        key, known = (x.data_ptr(), x._version, x.requires_grad), self._remembered
+        key, known = (x.data_ptr(), x._version, x.requires_grad, self.format.moment()), self._remembered
         if known is None or known[0]() is not x or known[1] != key:
             known = self._remembered = (weakref.ref(x), key, self.format(x))
         return known[2]

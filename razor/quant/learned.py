@@ -21,8 +21,11 @@ from torch import Tensor, nn
 
 from razor.errors import RazorError
 from razor.quant.format import Format
-from razor.quant.grouped import Grouped
+from razor.quant.grouped import SCALE_RANGE, Grouped
 from razor.spec import read
+
+FIRST_SCALE = 0.01
+"""Where the scale of a group starts if all of its weight is zero."""
 
 
 class LearnedScale(Grouped):
@@ -68,9 +71,17 @@ class LearnedScale(Grouped):
         assert isinstance(base, Grouped)
         bound = LearnedScale(base, self.lr_multiplier)
         scale, zero = self.base.fit(self.blocks(weight.detach()).float())
-        bound.log_scale = nn.Parameter(self.rounded_scale(scale).log())
+        bound.log_scale = nn.Parameter(self._awake(self.rounded_scale(scale)).log())
         bound.zero = zero
         return bound
+
+    def _awake(self, scale: Tensor) -> Tensor:
+        """A group of zeros gets the others' mean scale: with its own, all it learned would lie out of range."""
+        if scale.is_meta or self.shift:  # without a zero among the levels a larger scale would be an error
+            return scale
+        alive = scale > SCALE_RANGE[self.scale_dtype][0]
+        start = scale[alive].mean() if alive.any() else scale.new_tensor(FIRST_SCALE)
+        return torch.where(alive, scale, self.rounded_scale(start))
 
     def raw_scale(self, grouped: Tensor) -> Tensor:  # noqa: D102 - see Grouped
         return self.base.raw_scale(grouped) if self.log_scale is None else self.log_scale.detach().exp()
@@ -95,7 +106,7 @@ class LearnedScale(Grouped):
         flow = self.blocks(gradient).float()
         place = self.position(grouped, scale, shift)
         inside = (place >= self.lowest - self.reach) & (place <= self.highest + self.reach)
-        code = self.round_(place.clone())
+        code = self.soft_codes(place.clone())
         # d value / d scale: (code + shift) - x / s within the range, code + shift beyond it
         slope = torch.where(inside, code - place, code + shift)
         summed = (flow * slope).sum(-1, keepdim=True)

@@ -48,9 +48,11 @@ def lend(
         kind: see `razor.quant.sites.Site`.
         activations: quantizes what is multiplied with the weight, along its last dimension; None: nothing.
     """
+    lender.train(module.training)  # a format may ask
     module.__class__ = _lending(type(module), (kind, attribute, role))  # type: ignore[arg-type]
     module.add_module(slot(role, attribute), lender)
     if activations is not None:
+        activations.train(module.training)
         module.add_module(slot(ACTIVATIONS, attribute), activations)
     module.compute_dtype = compute_dtype  # type: ignore[assignment]
 

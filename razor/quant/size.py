@@ -115,7 +115,12 @@ def stored_parameters(model: nn.Module, plan: Plan) -> list[StoredParameter]:
     """Every parameter of `model` (any device, also meta) under `plan`, once, in the model's order."""
     names: dict[int, list[str]] = {}
     parameters: dict[int, nn.Parameter] = {}
+    # scales that a quantized model learns are counted where they are stored, as a part of their weight
+    formats = [m for m in model.modules() if isinstance(m, Format)]
+    learned = {id(p) for own in formats for p in own.parameters()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in learned:
+            continue
         names.setdefault(id(parameter), []).append(name)
         parameters.setdefault(id(parameter), parameter)
     planned = {

@@ -172,3 +172,19 @@ def test_unpacked_codes_are_the_encoded_ones():
         assert torch.equal(weight.unpacked().values, codes.values)
         assert torch.equal(weight(torch.bfloat16), format.quantize(x, torch.bfloat16))
         assert weight(torch.float32).dtype == torch.float32
+
+
+def test_a_weight_that_inference_decoded_serves_a_gradient():
+    weight = torch.randn(8, 16)
+    linear = nn.Linear(16, 8, bias=False)
+    linear.weight.data = weight
+    model = nn.Sequential(linear)
+    plan = Plan({"0": Placement(Integer(4, 16))})
+    quantize_modules(model, plan, torch.float32)
+    swap_in_coded(model, plan, torch.float32)
+    x = torch.randn(2, 16)
+    with torch.inference_mode():
+        model(x)
+    x.requires_grad_()
+    model(x).sum().backward()
+    assert x.grad is not None

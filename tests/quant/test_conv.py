@@ -309,3 +309,12 @@ def test_a_view_of_a_view_is_the_identity():
         weight = torch.randn(shape)
         assert torch.equal(view.back(view.matrix(weight), shape), weight)
         assert view.matrix(weight).shape == view.shape(shape)
+
+
+def test_a_model_that_is_evaluated_is_quantized_for_that():
+    """Its softened weights are hard, like those of a layer that was swapped."""
+    model = nn.Sequential(nn.Conv1d(4, 4, 2, bias=False)).eval()
+    soft = Ternary("row", anneal=0.5)
+    quantize_modules(model, Plan({"0": Placement(soft)}), torch.float32)
+    found = model[0].weight.detach()
+    assert all(len(row.abs().unique()) <= 2 for row in found.flatten(1))

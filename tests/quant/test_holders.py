@@ -119,3 +119,8 @@ def test_the_bits_are_those_of_the_reader():
 )
 def test_integer_files(format, gptq, compressed):
     assert gptq_bits(format, 768) == gptq and compressed_tensors_bits(format, 768) == compressed
+
+
+def test_one_format_as_both_parts_of_a_mix():
+    whole = Integer(8, 32)
+    assert gguf_types(RowMix(whole, whole, 1.0), 256) == gguf_types(whole, 256)

@@ -23,8 +23,9 @@ from razor.quant import (
     QuantLinear,
     Ternary,
     quantize_modules,
+    set_progress,
 )
-from razor.quant.layers import FakeQuantizer
+from razor.quant.layers import FakeQuantizer, InputQuantizer
 
 
 def layer(
@@ -257,3 +258,25 @@ def test_a_model_can_be_pickled():
     torch.save(model, stream)
     stream.seek(0)
     assert torch.equal(torch.load(stream, weights_only=False)(tokens), before)
+
+
+@pytest.mark.parametrize("way", ["half", "bfloat16"])
+@pytest.mark.parametrize("rows", [8, 64, 256, 512])
+def test_a_round_trip_through_16_bits_is_a_change(way, rows):
+    """It goes through `data`, and the memory may be given back at the same address."""
+    linear = nn.Linear(64, rows, bias=False)
+    quantized = QuantLinear.from_linear(linear, FakeQuantizer.for_weight(linear.weight, Ternary(64)), None)
+    quantized.quantized_weight(torch.float32)
+    getattr(quantized, way)().float()
+    assert quantized.weights._remembered is None  # whatever address it has now
+    wanted = Ternary(64).quantize(quantized.weight.detach())
+    assert torch.equal(quantized.quantized_weight(torch.float32).detach(), wanted)
+
+
+def test_inputs_are_quantized_anew_when_their_format_has_moved():
+    quantizer, x = InputQuantizer(Ternary(8, anneal=0.5)), torch.randn(2, 8)
+    set_progress(quantizer, 0.0)
+    soft = quantizer(x)
+    set_progress(quantizer, 0.5)
+    assert not torch.equal(quantizer(x), soft)
+    assert torch.equal(quantizer(x), Ternary(8).quantize(x))

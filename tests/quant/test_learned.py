@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from razor.errors import RazorError
-from razor.quant import Affine, FakeQuantizer, Integer, LearnedScale, QuantLinear, RowMix, Ternary
+from razor.quant import (
+    Affine,
+    FakeQuantizer,
+    Integer,
+    LearnedScale,
+    QuantLinear,
+    RowMix,
+    Ternary,
+    set_progress,
+)
 
 
 def reference(x, scale, lowest, highest, zero=0.0):
@@ -109,3 +118,30 @@ def test_choices_are_said():
         LearnedScale(LearnedScale(Ternary(8)))
     with pytest.raises(RazorError, match=r"lr_multiplier=0 must be above 0"):
         LearnedScale(Ternary(8), 0)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_groups_of_zeros_can_wake_up(share):
+    """With the scale that fits zeros, the smallest there is, whatever a weight learned would lie out of range."""
+    weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)) * 0.05
+    weight[: int(4 * share)] = 0.0
+    format = LearnedScale(Ternary(16)).bind(weight)
+    assert torch.equal(format.quantize(weight), Ternary(16).quantize(weight))
+    moved = weight + 1e-3  # the step of an optimizer
+    own, _ = format.gradients(moved, torch.ones_like(moved))
+    assert (own[: int(4 * share)] == 1).all()
+
+
+def test_a_softened_base_has_the_gradient_of_what_was_computed():
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    format = LearnedScale(Ternary(16, anneal=0.5)).bind(x)
+    set_progress(format, 0.1)
+    flow = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
+    _, found = format.gradients(x, flow)
+    scale = format.log_scale.detach().exp()
+    place = x.unsqueeze(-2) / scale
+    soft = format.fake(x).unsqueeze(-2) / scale
+    slope = torch.where(place.abs() <= 1, soft - place, soft)
+    wanted = (flow.unsqueeze(-2) * slope).sum(-1, keepdim=True) / 16**0.5 * scale
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(soft, soft.round())

@@ -12,6 +12,7 @@ from razor.cli import build, composed, model_source
 from razor.quant import (
     Float16,
     Integer,
+    LearnedScale,
     Placement,
     Plan,
     Size,
@@ -114,3 +115,12 @@ def test_a_convolution_is_measured_as_the_matrix_it_is():
 def test_a_model_without_layers_has_no_width():
     size = measure(nn.LayerNorm(8), Plan({}))
     assert math.isnan(size.code_bits) and size.total.bytes_disk == 32
+
+
+def test_learned_scales_of_a_quantized_model_are_counted_once():
+    model = nn.Sequential(nn.Linear(64, 64))
+    plan = Plan({"0": Placement(LearnedScale(Ternary(64)))})
+    before = measure(model, plan)
+    quantize_modules(model, plan, torch.float32)
+    assert any("log_scale" in name for name, _ in model.named_parameters())
+    assert measure(model, plan) == before
