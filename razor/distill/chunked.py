@@ -167,10 +167,8 @@ class _Gradients:
     def _multiply(self) -> None:
         """Add the buffer's part of the weight's gradient, a slice of the vocabulary at a time; empty the buffer."""
         if self.weight is not None and self._logits is not None and self._last > self._first:
-            hidden, logits = (
-                self.head.hidden[self._first : self._last],
-                self._logits[: self._last - self._first],
-            )
+            hidden = self.head.inputs(slice(self._first, self._last))
+            logits = self._logits[: self._last - self._first]
             vocabulary, width = self.weight.shape
             for rows in pieces(vocabulary, width * self.weight.element_size(), SLICE_BYTES):
                 self.weight[rows].addmm_(logits[:, rows].T, hidden)

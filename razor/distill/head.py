@@ -53,9 +53,13 @@ class Head:
         """Bytes of the logits of one token."""
         return len(self.weight) * self.weight.element_size()
 
+    def inputs(self, part: slice) -> Tensor:
+        """Hidden states of some tokens, in the dtype of the weight (under autocast they may differ)."""
+        return self.hidden[part].to(self.weight.dtype)
+
     def product(self, part: slice, out: Tensor | None = None) -> Tensor:
         """H W of some tokens [m, vocabulary], rounded to the compute dtype; the bias is not in it."""
-        return torch.mm(self.hidden[part], self.weight.T, out=out)
+        return torch.mm(self.inputs(part), self.weight.T, out=out)
 
     def beyond(self, base: Tensor, part: slice, out: Tensor | None = None) -> Tensor | None:
         """H W - base, added up in fp32, only the difference rounded; None if nothing would be gained by it.
@@ -67,7 +71,7 @@ class Head:
         """
         if base.dtype not in HALF or base.dtype != self.weight.dtype:
             return None
-        return torch.addmm(base, self.hidden[part], self.weight.T, beta=-1, out=out)
+        return torch.addmm(base, self.inputs(part), self.weight.T, beta=-1, out=out)
 
     def logits(self, block: Tensor, *more: Tensor | None) -> Tensor:
         """The sum of parts of some tokens' logits, and the bias, in fp32 (or float64 as it comes)."""
@@ -79,10 +83,8 @@ class Head:
 
 
 def exact_products(head: Head) -> torch.autocast:
-    """A context without autocast, which would round fp32 products; left alone where only it makes dtypes meet."""
-    device = head.hidden.device.type
-    keeps = head.hidden.dtype != head.weight.dtype and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=keeps)
+    """A context without autocast, which would round fp32 products."""
+    return torch.autocast(head.hidden.device.type, enabled=False)
 
 
 def is_felt(teacher: Head, student: Head, base: Tensor, gap: Tensor) -> bool:

@@ -334,6 +334,23 @@ def test_losses_of_bf16_models_are_exact(name, distance, bias, own_head, dtype):
     assert float(total) == pytest.approx(wanted, rel=0.01)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_states_of_another_dtype_than_the_head(autocast):
+    """As autocast leaves them: the product is one of the weight's dtype."""
+    states, weight = torch.randn(6, 8).bfloat16(), torch.randn(30, 8)
+    weights, values = torch.full((6,), 1 / 6), Formula(lambda s, t, _: forward_kl(s, t)[None])
+    teacher = TeacherLogits(Head(torch.randn(6, 8), weight))
+    gradients = []
+    for hidden in (states, states.float()):
+        given = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            total, _ = chunked_loss(Head(*given), teacher, values, torch.ones(1), weights)
+        gradients.append(torch.autograd.grad(total, given))
+    assert gradients[0][0].dtype == torch.bfloat16
+    assert torch.equal(gradients[0][0], gradients[1][0].bfloat16())
+    assert torch.equal(gradients[0][1], gradients[1][1])
+
+
 @pytest.mark.parametrize("half", ["student", "teacher"])
 def test_one_of_them_in_fp32(half):
     student, teacher = pair(0.003, False, torch.bfloat16, False)
