@@ -23,7 +23,7 @@ DOC_TESTS = $(wildcard tests/test_readme.py tests/test_docs.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all lint type docs bench clean
+.PHONY: help setup run test test-all test-dist test-faults lint type docs bench clean
 
 help: ## this list
 	@echo "make TARGET      (options: ARGS=\"key=value ...\"  VENV=folder  BOOT=python3.12)"
@@ -52,6 +52,12 @@ test: setup ## the tests, without the slow ones (ARGS="-k packing")
 
 test-all: setup ## every test, the slow ones too, with coverage
 	$(PYTHON) -m pytest --cov $(ARGS)
+
+test-dist: setup ## runs in two processes: DDP and FSDP2 over gloo
+	$(PYTHON) -m pytest -m dist tests/dist $(ARGS)
+
+test-faults: setup ## twenty kills and other accidents, each followed by a resume
+	$(PYTHON) -m pytest -m faults tests/faults $(ARGS)
 
 lint: setup ## style, formatting and the direction of imports
 	$(PYTHON) -m ruff check .

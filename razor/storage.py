@@ -22,6 +22,9 @@ from typing import Any
 
 from razor.errors import RazorError
 
+REPORT, FAILURE = "report.json", "failure.json"
+"""In the folder of a run: every number of a finished one; the reason, if its last attempt failed."""
+
 
 def cache_dir() -> Path:
     """The cache folder, made if missing."""
@@ -85,6 +88,15 @@ def file_digest(path: Path) -> str:
 def digest(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts and lists as one dict: {"a": {"b": 1}, "c": [2]} is {"a.b": 1, "c.0": 2}; empty ones stay."""
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found: dict[str, Any] = {}
+    for key, inner in items:
+        found |= flat(inner, f"{name}.{key}" if name else str(key))
+    return found or {name: value}
 
 
 def fetch_wheel(requirement: str, into: Path) -> Path:

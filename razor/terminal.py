@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
 from tqdm import tqdm
 
+from razor.processes import rank
+
 
 def progress_bar(
     description: str,
-    total: int,
+    total: int | None,
     unit: str,
     initial: int = 0,
     stream: Any = None,
@@ -18,6 +21,8 @@ def progress_bar(
 ) -> tqdm[Any]:
     """A bar on stderr (or `stream`) with speed and time left."""
     stream = stream or sys.stderr
+    if rank():  # of several processes the first one talks
+        stream = io.StringIO()
     terminal = stream.isatty()
     return tqdm(
         desc=description,

@@ -30,6 +30,10 @@ VALUES = {
     ("model", "hub"): ["model.id=somewhere/something"],
     ("data", "local_text"): ["data.source.path=text.txt"],
     ("data", "local_jsonl"): ["data.source.path=chats.jsonl"],
+    ("data", "mix"): [
+        "data.source.parts.chats.source.path=chats.jsonl",
+        "data.source.parts.texts.source.path=text.txt",
+    ],
     ("quant", "plan"): ["quant.plan=plan.yaml"],
 }
 
@@ -73,6 +77,7 @@ def test_every_option_composes_and_instantiates(
     group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # for trainer=gpu
+    monkeypatch.setattr("razor.train.settings.installed", lambda package: True)  # for deepspeed_zero2
     monkeypatch.chdir(tmp_path)
     recipe_and_plan(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

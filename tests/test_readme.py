@@ -85,6 +85,8 @@ class Place:
             files["quant.plan"] = str(self.tmp / "plan" / "plan.yaml")
         if "out" in given:
             files["out"] = str(self.tmp / given["out"])
+        if "dirs" in given:
+            files["dirs"] = str(self.run)
         if "data.source.prompts" in given:
             files["data.source.prompts"] = str(self.data_file("prompts.txt"))
         if "teacher_targets" in given:
@@ -111,11 +113,13 @@ def made_tiny(words: list[str], place: Place) -> list[str]:
     """The overrides of a main job with what is long or far away replaced."""
     given = dict(word.partition("=")[::2] for word in words)
     kept = {key: value for key, value in given.items() if key not in DROPPED and not key.startswith(REPLACED)}
-    if given.get("data", "").startswith("hub"):
+    if given.get("data", "").startswith(("hub", "paper")):
         kept = {key: value for key, value in kept.items() if not key.startswith("data")}
     tiny = dict(TINY)
-    if "data.source.path" in kept:
-        kept["data.source.path"] = str(place.data_file(given["data.source.path"]))
+    if "bits" in given.get("callbacks", ""):
+        tiny["trainer.max_steps"] = "4"  # a step for every stage
+    if paths := [key for key in kept if key.startswith("data.") and key.endswith("source.path")]:
+        kept |= {key: str(place.data_file(given[key])) for key in paths}
         del tiny["data.source.tokens"]
     kept = place.own_files(kept, TINY["model"])
     if "data.source.mix" in kept:  # the tiny models have no chat template
@@ -143,20 +147,26 @@ def main_job(words: list[str], place: Place) -> None:
         "data.source.engine=llama_cpp" in overrides
     ):  # wants a GGUF of the very model; tests/data/test_llama_cpp.py looks closer
         return
+    if "hydra/launcher=submitit_slurm" in overrides:  # wants a cluster; the local one is tried
+        return
     tiny = made_tiny(overrides, place)
     place.cached(tiny)
+    trials = 2 if "hydra/sweeper=optuna" in tiny else None
+    if trials:
+        tiny.append(f"hydra.sweeper.n_trials={trials}")
     done = place.main_job.command(
         *sweep,
         *tiny,
+        "hydra.callbacks.sweep.own_process=false",  # spares the start of Python; see tests/test_sweep.py
         f"hydra.run.dir={place.tmp / 'job'}",
         f"hydra.sweep.dir={place.tmp / 'job'}",
         folder=place.tmp / "job",
     )
     assert done.code == 0, done.err
     jobs = 1
-    for word in tiny if sweep else []:
+    for word in tiny if sweep and not trials else []:
         jobs *= len(re.sub(r"\[.*?\]", "", word).split(","))
-    assert len(list((place.tmp / "job").rglob("report.json"))) == jobs
+    assert len(list((place.tmp / "job").rglob("report.json"))) == (trials or jobs)
 
 
 def verb(words: list[str], place: Place) -> None:
@@ -169,6 +179,8 @@ def verb(words: list[str], place: Place) -> None:
     given = [words[0], *(f"{key}={place.run if key == 'run' else value}" for key, value in options.items())]
     if words[0] == "quantize":
         given.append(f"model={TINY['model']}")
+    if words[0] == "rerun" and "out" not in options:
+        given.append(f"out={place.tmp / 'again'}")
     if words[0] == "chat":
         given += ["max_new_tokens=4"] + ([] if "prompt=" in " ".join(words) else ["prompt=Hello"])
     done = place.razor(*given)

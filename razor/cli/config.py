@@ -68,10 +68,12 @@ def quantization(config: DictConfig) -> Any:
 
 def from_recipe(key: str, default: Any, *, _root_: DictConfig) -> Any:
     """`${from_recipe:key,default}`: a key of the file given as `recipe=FILE`, or the default without one."""
-    from razor.recipe import Recipe
-
     path = OmegaConf.select(_root_, "recipe")
-    return default if path is None else Recipe.load(path).to_dict()[key]
+    if path is None:
+        return default
+    from razor.recipe import Recipe  # and torch with it, which most commands that compose can do without
+
+    return Recipe.load(path).to_dict()[key]
 
 
 OmegaConf.register_new_resolver("from_recipe", from_recipe, replace=True)

@@ -7,19 +7,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from razor import processes
 from razor.cli.config import build, conf_dir, quantization
 from razor.cli.guard import INTERRUPTED, guarded
+from razor.cli.launch import announce, announced, launch, only_first_talks
+from razor.cli.standing import BEGUN, FINISHED, clear, failures_kept, saved_config, standing
 from razor.cli.teacher import cache_command, overrides_of, teaching
 from razor.errors import RazorError
 from razor.storage import atomic_write
+
+WHERE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "nodes", "shard_teacher"))
+"""Keys that may change when a run continues: they say where it runs, not what it is."""
 
 
 def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     """The main job: compose -> distill -> evaluate -> pack -> report, all in `folder`."""
     from razor.export.folder import RECIPE
     from razor.recipe import Recipe
+    from razor.train.facts import record_environment
     from razor.train.job import Job
     from razor.train.run import run_job
 
@@ -36,13 +44,19 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
         rows_per_batch=config.data.rows_per_batch,
         benchmark=build(config.evals),
         loggers=build(config.logger) or {},
+        callbacks=build(config.get("callbacks")) or {},
         seed=config.seed,
         config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
     )
     if not resume:
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(config, resolve=True))
+    announce(folder)
     try:
+        if job.settings.strategy != "single" and not processes.started():
+            return launch(job)
+        if processes.rank() == 0:
+            record_environment(folder, job.settings.device)
         return run_job(job)
     except KeyboardInterrupt:
         print(f"Stopped. Continue with:\n  python train.py run={folder} ckpt=last", flush=True)
@@ -52,40 +66,62 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
 def resume(argv: Sequence[str]) -> int:
     """`run=FOLDER ckpt=last`: continue a run from its own saved config and newest checkpoint."""
     given = dict(argument.partition("=")[::2] for argument in argv)
-    if extra := sorted(set(given) - {"run", "ckpt", "debug"}):
+    if extra := sorted(set(given) - {"run", "ckpt", "debug", *WHERE}):
         raise RazorError(
-            f"'{extra[0]}' cannot change when a run continues; only run=, ckpt= and debug= go together."
+            f"'{extra[0]}' cannot change when a run continues; only run=, ckpt=, debug= and where it runs can: "
+            f"{', '.join(f'{key}=' for key in WHERE)}."
         )
     if given.get("ckpt", "last") != "last":
         raise RazorError(f"ckpt='{given['ckpt']}'. Choices: last.")
     if "run" not in given:
         raise RazorError("ckpt=last continues a run: say which by run=FOLDER (runs/ lists yours).")
     folder = Path(given["run"])
-    if not (folder / "config.yaml").is_file():
-        raise RazorError(f"run='{folder}' is no run folder: it holds no config.yaml (runs/ lists yours).")
-    try:
-        config = OmegaConf.load(folder / "config.yaml")
-    except Exception as error:  # of the YAML parser, which the file may be any trouble to
-        raise RazorError(f"'{folder / 'config.yaml'}' is damaged ({type(error).__name__}).") from error
-    if not isinstance(config, DictConfig) or not {"model", "quant", "data", "trainer"} <= set(config):
-        raise RazorError(f"'{folder / 'config.yaml'}' is damaged: it does not hold the config of a run.")
-    return train(config, folder, resume=True)
+    config = saved_config(folder)
+    for key in set(WHERE) & set(given):
+        OmegaConf.update(config, key, yaml.safe_load(given[key]))
+    with failures_kept(folder):
+        clear(folder, BEGUN)
+        return train(config, folder, resume=True)
+
+
+def attempt(config: DictConfig, folder: Path) -> int:
+    """Begin the run of a config in its folder, continue it, or leave it alone if it is finished."""
+    with failures_kept(folder):
+        state = standing(folder, config)
+        clear(folder, state)
+        if state == FINISHED:
+            print(f"'{folder}' holds this run, finished: nothing to do (report.md).", flush=True)
+            announce(None)
+            return 0
+        if state == BEGUN:
+            return train(saved_config(folder), folder, resume=True)
+        return train(config, folder)
 
 
 def hydra_train() -> int:
     """The main job under Hydra's own command line: overrides, -m sweeps, --help, --cfg job."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from razor.cli.sweep import Sweep, check_plugins, sweep_job
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed and swallowed
+    only_first_talks()
+    if processes.rank():  # what the first composes is the run of all
+        folder = announced()
+        return 0 if folder is None else resume([f"run={folder}", "ckpt=last"])
+    check_plugins(sys.argv[1:])
     codes = []
 
-    def job(config: DictConfig) -> None:
-        # guarded here too: one bad job of a sweep does not stop the others
+    def job(config: DictConfig) -> float | None:
         folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-        codes.append(guarded(lambda: train(config, folder), sys.argv))
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return sweep_job(config, folder)  # perhaps in another process or on another machine
+        codes.append(guarded(lambda: attempt(config, folder), sys.argv))
         if codes[-1] == INTERRUPTED:
-            sys.exit(INTERRUPTED)  # Ctrl-C ends a sweep as well
+            sys.exit(INTERRUPTED)
+        return None
 
-    hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
-    return max(codes, default=0)
+    main = hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)
+    return Sweep.follow(main) or max(codes, default=0)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SHAPING = ("model", "data", "trainer", "seed", "recipe", "experiment", "teacher_cache")
 """Keys of a main job that a cache of the teacher can depend on."""
 
+READING = ("workers", "pack", "order", "on_disk")
+"""Keys of `data` that say how text becomes rows; a run saved before there were any has none of them."""
+
 
 def teaching(config: DictConfig, command: str = "") -> Teaching:
     """Models, text and the teacher's way, of the config of a main job.
@@ -27,6 +30,7 @@ def teaching(config: DictConfig, command: str = "") -> Teaching:
         config: see conf/train.yaml; one that a run saved before there was a choice of teachers has none.
         command: what would make the cache that the config wants.
     """
+    from razor.data.reading import Reading
     from razor.data.teacher_cache_kinds import kept_of
     from razor.train.teaching import Cached, Teaching
 
@@ -48,6 +52,7 @@ def teaching(config: DictConfig, command: str = "") -> Teaching:
         seed=config.data.seed,
         settings=build(config.trainer),
         cached=cached,
+        reading=Reading(**{key: config.data[key] for key in READING if key in config.data}),
     )
 
 

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from razor.cli.compare import compare
 from razor.cli.config import build, composed, conf_dir, model_source, quantization
+from razor.cli.estimate import estimate
+from razor.cli.rerun import rerun
 from razor.cli.teacher import teaching
 from razor.errors import RazorError
 
@@ -145,8 +148,11 @@ def chat(overrides: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "size": size,
     "plan": plan,
+    "estimate": estimate,
     "formats": formats,
     "quantize": quantize,
     "cache_teacher": cache_teacher,
+    "compare": compare,
+    "rerun": rerun,
     "chat": chat,
 }

@@ -15,12 +15,14 @@ import random
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from razor import processes
 from razor.errors import RazorError
 from razor.evals.isolation import environment, quiet, unchanged
 from razor.evals.rows import ROWS_VERSION, TASKS, prepare_rows
@@ -129,7 +131,7 @@ class Benchmark:
     def score(self, model: nn.Module, tokenizer: Any, description: str = "lm-eval") -> Scores:
         """Score a model where it is (device, dtype, quantization); it comes back unchanged.
 
-        Each process that calls this scores every row: call it on global rank zero only.
+        Of several processes each scores its part of the rows; all call this, and all get the same scores.
 
         Args:
             model: causal language model with Transformers' interface.
@@ -158,8 +160,9 @@ class Benchmark:
                 # keeps it from forking.
                 bootstrap_iters=2,
             )
-        assert results is not None  # None is for ranks above zero, which a model in memory never has
-        return Scores([main_score(task, results["results"]) for task in self.tasks])
+        # lm-eval gives them to process 0 alone
+        found = [] if results is None else [main_score(task, results["results"]) for task in self.tasks]
+        return Scores(processes.gathered(found)[0])
 
     def _load_tasks(self) -> Any:
         """Fresh task objects, set up as `lm_eval.simple_evaluate` sets them up.
@@ -184,19 +187,28 @@ class Benchmark:
         if not self.tasks:
             return Scores()
         path = cache_dir() / "scores" / f"{self.key(fingerprint)}.json"
-        if path.is_file():
-            try:
-                stored = json.loads(path.read_text())
-                if stored["check"] == digest(stored["scores"]):
-                    return Scores.from_dict(stored["scores"])
-            except (ValueError, KeyError, TypeError):
-                pass
-            print(f"Damaged scores in '{path}'; they are being computed again.")
+        if (kept := processes.gathered(_kept(path) if processes.rank() == 0 else None)[0]) is not None:
+            return kept
         scores = self.score(model, tokenizer, description)
         stored = {"scores": scores.to_dict(), "check": digest(scores.to_dict())}
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(stored, indent=1))
+        if processes.rank() == 0:
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(stored, indent=1))
         return scores
+
+
+def _kept(path: Path) -> Scores | None:
+    """Scores in a file; None if there are none, or a damaged file, which is said."""
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        if stored["check"] == digest(stored["scores"]):
+            return Scores.from_dict(stored["scores"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    print(f"Damaged scores in '{path}'; they are being computed again.")
+    return None
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from razor import processes
 from razor.distill import Batch, CrossEntropy, ForwardKL
 from razor.distill.chunked import chunked_loss
 from razor.distill.formula import Formula
@@ -47,13 +48,16 @@ class HeldOut:
 
 @torch.no_grad()
 def score_held_out(student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Batch]) -> HeldOut:
-    """Score a student (or the teacher itself) against its teacher. Activations and KV are quantized as trained."""
+    """Score a student (or the teacher itself) against its teacher. Activations and KV are quantized as trained.
+
+    Of several processes each scores its part of the batches; all call this, and all get the same answer.
+    """
     losses = (CrossEntropy(), ForwardKL())
     sums, tokens = torch.zeros(3, dtype=torch.float64), 0
     device = next(student.parameters()).device
     training = student.training
     student.eval()
-    for batch in (b.to(device) for b in batches):
+    for batch in (b.to(device) for b in batches[processes.rank() :: processes.world()]):
         labels = batch.labels[batch.valid]
         taught = record(teacher, batch)
         learned = taught if student is teacher else record(student, batch)
@@ -72,5 +76,7 @@ def score_held_out(student: PreTrainedModel, teacher: PreTrainedModel, batches: 
         sums += values.double().sum(-1).cpu()
         tokens += len(labels)
     student.train(training)
+    *found, counted = processes.totals([*sums.tolist(), tokens])
+    sums, tokens = torch.tensor(found, dtype=torch.float64), int(counted)
     entropy, kl, agreement = (sums / max(1, tokens)).tolist()
     return HeldOut(math.exp(min(entropy, 700.0)), kl, 100 * agreement, tokens)

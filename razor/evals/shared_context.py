@@ -18,6 +18,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 
+from razor import processes
 from razor.evals.packing import Packed, batches, pack, share_contexts
 from razor.terminal import progress_bar
 
@@ -96,6 +97,15 @@ class SharedContextLM(HFLM):
         )
         self.console = console
         self.description = description
+        self._rank, self._world_size = processes.rank(), processes.world()  # HFLM leaves that to accelerate
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """[processes] a number of every process."""
+        return torch.tensor(processes.gathered(tensor.item()))
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        processes.wait()
 
     def shares_contexts(self) -> bool:
         """Whether the model's attention can be told, by a 4-D mask, who sees whom."""

@@ -49,6 +49,7 @@ class FakeQuantizer(nn.Module):
     def __init__(self, format: Format, view: MatrixView | None = None) -> None:
         super().__init__()
         self.format, self.view = format, view or MatrixView()
+        self.remembers = True  # off where weights are sharded, and whole only for as long as they are used
         self._remembered: tuple[weakref.ref[Tensor], Any, Tensor] | None = None
 
     @classmethod
@@ -64,15 +65,12 @@ class FakeQuantizer(nn.Module):
         key = (latent.data_ptr(), latent._version, _optimizer_steps, dtype, self.format.moment())
         known = self._remembered
         # A reference and not the id: the address of a parameter that is gone may be given to a new one.
-        if known is None or known[0]() is not latent or known[1] != key:
+        if not self.remembers or known is None or known[0]() is not latent or known[1] != key:
             # An inference tensor could not be used for training later: leave inference mode here.
             with torch.inference_mode(False), torch.no_grad():
                 quantized = self.format.fake(self.view.matrix(latent), dtype)
-                known = self._remembered = (
-                    weakref.ref(latent),
-                    key,
-                    self.view.back(quantized, latent.shape),
-                )
+                known = (weakref.ref(latent), key, self.view.back(quantized, latent.shape))
+            self._remembered = known if self.remembers else None
         return FakeQuantize.apply(latent, known[2], self, *self.format.learned())
 
     @property

@@ -66,9 +66,13 @@ class Lending(nn.Module):
 
     def lent(self, attribute: str, role: str) -> Tensor:
         """The weight that the module computes with, in the compute dtype."""
-        lender = self._modules[slot(role, attribute)]
-        latent = (self._parameters[attribute],) if role == WEIGHTS else ()
-        return lender(*latent, self.compute_dtype)  # type: ignore[misc]
+        lender: Any = self._modules[slot(role, attribute)]
+        if role != WEIGHTS:
+            return lender(self.compute_dtype)
+        latent = self._parameters[attribute]
+        if hasattr(latent, "full_tensor"):  # a part of a sharded weight: who asks is FSDP2, and wants just that
+            return latent  # type: ignore[return-value]
+        return lender(latent, self.compute_dtype)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles: the class has no name to find it by, so it is made again."""

@@ -1,61 +1,113 @@
-"""A budget in minutes becomes a number of steps, once, before the first one.
+"""A budget in minutes becomes a number of steps, once, before the first one; so does the size of a step.
 
-The learning-rate schedule, a resumed run and a rerun must not depend on how fast a machine happened to be.
-So `trainer.max_minutes` is turned into steps by timing a few real steps, and the number is kept in the run
-folder.
+The learning-rate schedule, a resumed run and a rerun must not depend on how fast a machine happened to be, or on
+how many processes shared the work. So `trainer.max_minutes` is turned into steps by timing a few real steps,
+`trainer.accumulate=null` into the number of processes, and both numbers are kept in the run folder.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from razor.data.corpus import Corpus
 from razor.data.steps import StepBatches
-from razor.distill import Objective
+from razor.errors import RazorError
 from razor.storage import atomic_write
 from razor.train.module import DistillModule
 from razor.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TRIED = 3
 OVERHEAD = 1.1
 """Optimizer step, clipping and logging, which the trial leaves out."""
 
 
-def steps_of_run(
-    folder: Path,
-    settings: TrainSettings,
-    objective: Objective,
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    corpus: Corpus,
-    rows_per_batch: int,
-    cached: str | None = None,
-) -> int:
-    """Optimizer steps of the run in `folder`: as saved there, else from the settings, and then saved.
+@dataclass(frozen=True)
+class Budget:
+    """How long a run is.
 
-    `cached` says which targets the rows of the corpus bring in place of a teacher (see `Distiller`).
+    Attributes:
+        steps: optimizer steps.
+        micro_batches: of a step, in all processes together.
+        max_minutes: what the steps were made of, if they were.
+    """
+
+    steps: int
+    micro_batches: int
+    max_minutes: float | None = None
+
+    def each(self, processes: int) -> int:
+        """Micro-batches of a step in one process.
+
+        Raises:
+            RazorError: they cannot be dealt out evenly.
+        """
+        each, left = divmod(self.micro_batches, processes)
+        if left:
+            raise RazorError(
+                f"The {self.micro_batches} micro-batches of a step (trainer.accumulate) cannot be dealt evenly to "
+                f"{processes} processes: a multiple of {processes} can, and null is one each."
+            )
+        return each
+
+    def save(self, folder: Path) -> None:
+        """Keep it in a run folder."""
+        with atomic_write(folder / "budget.json") as temporary:
+            temporary.write_text(json.dumps(asdict(self)))
+
+
+def kept(folder: Path) -> Budget | None:
+    """The budget of the run in `folder`; None if it has none yet.
+
+    Raises:
+        RazorError: it cannot be read.
     """
     path = folder / "budget.json"
-    if path.is_file():
-        return int(json.loads(path.read_text())["steps"])
-    steps = settings.max_steps
-    if settings.max_minutes is not None:
-        trial = StepBatches(corpus.train, TRIED, rows_per_batch)
-        module = DistillModule(student, teacher, objective, settings, TRIED, cached)
-        seconds = seconds_per_batch(module, trial, settings.device) * settings.accumulate * OVERHEAD
-        steps = max(1, int(60 * settings.max_minutes / seconds))
-        print(f"{settings.max_minutes:g} minutes are {steps} steps of {seconds:.2f} s.", flush=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"steps": steps, "max_minutes": settings.max_minutes}))
-    return steps
+    if not path.is_file():
+        return None
+    try:
+        return Budget(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise RazorError(
+            f"'{path}' is damaged ({type(error).__name__}); remove it to start the run over."
+        ) from error
+
+
+def planned(settings: TrainSettings) -> Budget:
+    """What the settings say, minutes not yet counted in steps."""
+    return Budget(settings.max_steps, settings.micro_batches, settings.max_minutes)
+
+
+def counted(
+    budget: Budget,
+    trial: Callable[[int], DistillModule],
+    corpus: Corpus,
+    rows_per_batch: int,
+    device: torch.device,
+) -> Budget:
+    """The budget with its minutes turned into steps, by trying a few.
+
+    Args:
+        budget: as planned.
+        trial: makes the module to try, given a number of steps.
+        corpus: what it is tried on.
+        rows_per_batch: rows in a micro-batch.
+        device: where it is tried.
+    """
+    if budget.max_minutes is None:
+        return budget
+    module = trial(TRIED)
+    each = budget.each(module.settings.processes)
+    tried = seconds_per_batch(module, StepBatches(corpus.train, TRIED, rows_per_batch), device)
+    seconds = tried * each * OVERHEAD
+    steps = max(1, int(60 * budget.max_minutes / seconds))
+    print(f"{budget.max_minutes:g} minutes are {steps} steps of {seconds:.2f} s.", flush=True)
+    return Budget(steps, budget.micro_batches, budget.max_minutes)
 
 
 def seconds_per_batch(module: DistillModule, batches: StepBatches, device: torch.device) -> float:

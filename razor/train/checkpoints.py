@@ -1,13 +1,16 @@
 """Checkpoints that a kill cannot spoil, and an orderly end on Ctrl-C.
 
-A checkpoint is written to a temporary file and moved into place, so `last.ckpt` is always whole. It holds
-student, optimizer, schedule and progress, never the teacher. Ctrl-C and SIGTERM let the step in hand finish,
-save, and stop; a second Ctrl-C stops at once.
+A checkpoint is written to a temporary file and moved into place, so `last.ckpt` is always whole; the one before
+stays as `previous.ckpt`, for the day a disk spoils the last. It holds student, optimizer, schedule, plan, random
+states and position, never the teacher. Ctrl-C and SIGTERM let the step in hand finish, save, and stop; a second
+Ctrl-C stops at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 import zipfile
 from pathlib import Path
 from types import FrameType
@@ -17,14 +20,21 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from razor import processes
 from razor.errors import RazorError
 from razor.storage import atomic_write
+from razor.train.module import DistillModule
 
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+SIGNS = ("No space left", "PytorchStreamWriter", "unexpected pos", "iostream error")
+"""What torch says of a full disk, depending on where in the file it is noticed."""
+TWICE = 2.0
+"""Seconds before a second signal means it: a terminal and torchrun both pass one Ctrl-C on to several processes."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside, then move into place."""
+    """Write beside, then move into place; what was there becomes `previous.ckpt`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save to a local path.
@@ -32,16 +42,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             RazorError: the disk is full; an older checkpoint at `path` is kept.
         """
-        with atomic_write(Path(path)) as temporary:
+        path = Path(path)
+        with atomic_write(path) as temporary:
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:  # torch hides ENOSPC in a RuntimeError of its zip writer
-                raise OSError(28, str(error)) if _disk_is_full(error, temporary) else error from error
+                raise OSError(28, str(error)) if _disk_is_full(error) else error from error
+            if path.name == LAST and path.is_file():
+                os.replace(path, path.with_name(PREVIOUS))
 
 
-def _disk_is_full(error: RuntimeError, path: Path) -> bool:
-    text = str(error)
-    return "No space left" in text or "PytorchStreamWriter" in text or "unexpected pos" in text
+def _disk_is_full(error: RuntimeError) -> bool:
+    return any(sign in str(error) for sign in SIGNS)
 
 
 class Checkpoints(L.Callback):
@@ -54,7 +66,8 @@ class Checkpoints(L.Callback):
 
     def __init__(self, folder: Path, every: int) -> None:
         self.path, self.every = folder / LAST, every
-        self.stopped = False
+        self.asked = False
+        self._since = 0.0
         self._before: dict[int, Any] = {}
         self._seen = 0
 
@@ -65,22 +78,25 @@ class Checkpoints(L.Callback):
             self._before[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped:
+        now = time.monotonic()
+        if self.asked and (processes.world() == 1 or now - self._since > TWICE):
             raise KeyboardInterrupt
-        self.stopped = True
-        print("\nStopping after this step (Ctrl-C again: at once) ...", flush=True)
+        if not self.asked:
+            print("\nStopping after this step (Ctrl-C again: at once) ...", flush=True)
+        self.asked, self._since = True, self._since or now
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: DistillModule, *args: Any, **kwargs: Any
     ) -> None:
         """Save when it is time; only whole optimizer steps are saved."""
         step = trainer.global_step
         if step == self._seen:  # still accumulating
             return
         self._seen = step
-        if step % self.every == 0 or step == trainer.max_steps or self.stopped:
+        pl_module.interrupted = processes.anywhere(self.asked)  # a signal may have reached one process alone
+        trainer.should_stop = trainer.should_stop or pl_module.interrupted
+        if step % self.every == 0 or step == trainer.max_steps or trainer.should_stop:
             trainer.save_checkpoint(self.path)
-        trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the signals back."""
@@ -99,21 +115,35 @@ class Checkpoints(L.Callback):
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint to resume from, or None if the run was stopped before its first.
+    """The checkpoint to resume from, the newest that is whole; None if the run was stopped before its first.
+
+    A damaged one is said, and the one before it is taken.
 
     Raises:
-        RazorError: there is one but it cannot be read.
+        RazorError: there are some, but none can be read.
     """
-    path = folder / LAST
-    if not path.is_file():
-        return None
-    try:
-        with zipfile.ZipFile(path) as archive:  # which is what torch writes, with checksums it does not read
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(damaged)
-        torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except Exception as error:
-        raise RazorError(
-            f"The checkpoint '{path}' is damaged ({type(error).__name__}); remove it to start the run over."
-        ) from error
-    return path
+    problems = []
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if not os.path.lexists(path):  # a link that leads nowhere is not nothing
+            continue
+        try:
+            _read(path)
+        except Exception as error:  # whatever a torn file may be to zip, pickle and torch
+            problems.append(f"'{path}' is damaged ({type(error).__name__})")
+            continue
+        if problems:
+            print(f"The checkpoint {problems[0]}; the one before it is whole and is taken.", flush=True)
+        return path
+    if problems:
+        raise RazorError(f"The checkpoint {' and '.join(problems)}; remove it to start the run over.")
+    return None
+
+
+def _read(path: Path) -> None:
+    if path.is_dir():  # DeepSpeed's, a file per process: its name was given last
+        return
+    with zipfile.ZipFile(path) as archive:  # which is what torch writes, with checksums it does not read
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(damaged)
+    torch.load(path, map_location="meta", mmap=True, weights_only=True)

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from torch import nn
 
+from razor import processes
 from razor.distill import Batch
 from razor.evals.harness import Benchmark
 from razor.evals.held_out import HeldOut, score_held_out
 from razor.evals.scores import Scores
 from razor.storage import atomic_write
+from razor.train.module import DistillModule
+from razor.train.sharding import is_sharded, whole
 from razor.train.teaching import Lend
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ class Evaluation(L.Callback):
         tokenizer: of both.
         fingerprint: of the teacher and the dtype it computes in, for the cache of its scores.
         folder: of the run; scores lie in its `scores/`.
+        plain: makes a student by plain rounding, for a run that goes on and has lost that row.
     """
 
     def __init__(
@@ -47,28 +52,43 @@ class Evaluation(L.Callback):
         tokenizer: PreTrainedTokenizerBase,
         fingerprint: str,
         folder: Path,
+        plain: Callable[[], PreTrainedModel],
     ) -> None:
         self.benchmark, self.held_out, self.lend = benchmark, held_out, lend
         self.tokenizer, self.fingerprint, self.folder = tokenizer, fingerprint, folder / "scores"
+        self.plain = plain
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: DistillModule) -> None:  # type: ignore[override]
         """The teacher and plain rounding, unless this run already has them."""
-        if trainer.is_global_zero:
-            # a resumed student is no longer plain rounding
-            self.score(["teacher", "before"] if trainer.ckpt_path is None else ["teacher"], pl_module)
+        # a resumed student is no longer plain rounding
+        self.score(["teacher", "before"], pl_module, None if trainer.ckpt_path is None else self.plain)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The trained student, if training was not stopped early."""
-        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: DistillModule) -> None:  # type: ignore[override]
+        """The trained student, unless somebody asked to stop before the end."""
+        if not pl_module.interrupted:
             pl_module.zero_grad(set_to_none=True)  # of the last step: room for a teacher that is loaded
+            if not is_sharded(pl_module):
+                pl_module.to(trainer.strategy.root_device)  # from where Lightning has just moved it away
             self.score(["after"], pl_module)
 
-    def score(self, names: list[str], module: L.LightningModule) -> None:
-        """Score what has not been scored yet, and give the teacher back."""
-        if missing := [name for name in names if not self._path(name).is_file()]:
+    def score(
+        self, names: list[str], module: DistillModule, plain: Callable[[], PreTrainedModel] | None = None
+    ) -> None:
+        """Score what has not been scored yet, each process its part, and give the teacher back.
+
+        Args:
+            names: of the rows.
+            module: teacher and student; the latter is what "before" and "after" mean.
+            plain: makes another student for "before".
+        """
+        missing = processes.gathered([name for name in names if self._read(name) is None])[0]
+        if missing:
             teacher = nn.Module.to(self.lend(), module.device)
-            for name in missing:
-                self._score(name, module.student, teacher)  # type: ignore[arg-type]
+            with whole(module, teacher):
+                for name in missing:
+                    again = name == "before" and plain is not None
+                    student = nn.Module.to(plain(), module.device) if again and plain else module.student
+                    self._score(name, student, teacher)
             del teacher
             gc.collect()
 
@@ -80,13 +100,27 @@ class Evaluation(L.Callback):
             scores = self.benchmark.score(model, self.tokenizer, f"scoring {name}")
         held_out = score_held_out(model, teacher, self.held_out)
         print(f"{name}: held-out KL {held_out.kl:.3f} nats, perplexity {held_out.perplexity:.4g}", flush=True)
-        with atomic_write(self._path(name)) as temporary:
-            temporary.write_text(json.dumps({"scores": scores.to_dict(), "held_out": held_out.to_dict()}))
+        if processes.rank() == 0:
+            with atomic_write(self._path(name)) as temporary:
+                temporary.write_text(json.dumps({"scores": scores.to_dict(), "held_out": held_out.to_dict()}))
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
     def found(self, name: str) -> tuple[Scores, HeldOut]:
         """What `score` kept."""
-        data: dict[str, Any] = json.loads(self._path(name).read_text())
-        return Scores.from_dict(data["scores"]), HeldOut(**data["held_out"])
+        kept = self._read(name)
+        assert kept is not None
+        return kept
+
+    def _read(self, name: str) -> tuple[Scores, HeldOut] | None:
+        """What `score` kept; None if there is nothing, or a damaged file, which is said."""
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        try:
+            data: dict[str, Any] = json.loads(path.read_text())
+            return Scores.from_dict(data["scores"]), HeldOut(**data["held_out"])
+        except (ValueError, KeyError, TypeError) as error:
+            print(f"'{path}' is damaged ({type(error).__name__}), so this is scored again.", flush=True)
+            return None

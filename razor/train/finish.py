@@ -12,7 +12,7 @@ from razor.evals.report import Report, Row
 from razor.export.folder import RECIPE
 from razor.export.packed import check_packed, packed_bytes, save_packed
 from razor.train.evaluation import Evaluation
-from razor.train.facts import environment
+from razor.train.facts import environment, record_hashes
 from razor.train.loggers import LOGS
 
 if TYPE_CHECKING:
@@ -106,7 +106,6 @@ def _notes(job: Job, evaluation: Evaluation, training: Training) -> list[str]:
 def _facts(
     job: Job, corpus: Corpus, batches: StepBatches, training: Training, seconds: float
 ) -> dict[str, Any]:
-    done = training.tokens / max(training.seconds, 1e-9)
     taught: dict[str, Any] = {}
     if job.teaching.another:
         taught = {
@@ -121,10 +120,12 @@ def _facts(
             "model_fingerprint": job.model.fingerprint(),
             "seed": job.seed,
             "steps": training.steps,
-            "tokens_seen": training.tokens,  # by this process: a resumed run counts from where it went on
+            "tokens_seen": training.tokens,
+            "data": record_hashes(job.folder, job.model, corpus),
             "train_tokens_distinct": corpus.train.tokens,
             "train_epochs": batches.epochs,
-            "tokens_per_second": done,
+            "tokens_per_second": training.speed,  # since the run was last resumed
+            "processes": job.settings.processes,
             "seconds_training": training.seconds,
             "seconds_total": seconds,
             "config": job.config,

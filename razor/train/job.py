@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from razor.data.corpus import check_sequence_length
@@ -21,7 +22,9 @@ from razor.models import ModelSource, shape_of
 from razor.quant import ModelSize, Plan, measure
 from razor.recipe import PlanFile, QuantRecipe, Recipe
 from razor.storage import require_space
+from razor.train.callbacks import check_callbacks
 from razor.train.estimate import Estimate, estimate
+from razor.train.estimate_case import case_of
 from razor.train.settings import TrainSettings
 from razor.train.teaching import Teaching
 
@@ -41,6 +44,7 @@ class Job:
     rows_per_batch: int
     benchmark: Benchmark
     loggers: Mapping[str, Callable[..., Logger]]
+    callbacks: Mapping[str, Callback]
     seed: int
     config: dict[str, Any]
 
@@ -74,12 +78,14 @@ class Prepared:
     def __str__(self) -> str:
         job, total = self.job, self.size.total
         per_batch = job.rows_per_batch * job.teaching.sequence_length
-        tokens = job.settings.max_steps * job.settings.accumulate * per_batch
+        tokens = job.settings.max_steps * job.settings.micro_batches * per_batch
+        minutes = "" if self.needs.seconds is None else f", about {self.needs.seconds / 60:.0f} min"
+        warning = self.needs.warning()
         note = f" ({job.model_note})" if job.model_note else ""
         budget = (
             f"{job.settings.max_minutes:g} minutes of training"
             if job.settings.max_minutes
-            else f"{job.settings.max_steps} steps, up to {tokens:,} tokens, about {self.needs.seconds / 60:.0f} min"
+            else f"{job.settings.max_steps} steps, up to {tokens:,} tokens{minutes}"
         )
         objective = ", ".join(f"{weight} {name}" for name, weight in job.objective.weights.items())
         return "\n".join(
@@ -89,8 +95,9 @@ class Prepared:
                 f"ratio {total.ratio_paper:.2f} ({total.ratio_disk:.2f} on disk, {total.bytes_disk / 1e6:.1f} MB)",
                 *_teacher_line(job.teaching),
                 f"losses   {objective}",
-                f"budget   {budget} of training on {job.settings.device.type}, "
+                f"budget   {budget} of training on {_processes(job.settings)}, "
                 f"{self.needs.memory / 1e9:.1f} GB of memory (estimates)",
+                *([] if warning is None else [f"warning  {warning}"]),
                 f"folder   {job.folder}",
             ]
         )
@@ -98,12 +105,21 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Training:
-    """What training did: steps done in all, whether it was asked to stop, seconds and tokens of this process."""
+    """What training did.
+
+    Attributes:
+        steps: optimizer steps done since the run began.
+        interrupted: whether somebody asked to stop.
+        seconds: of training, in this process.
+        tokens: of text seen since the run began, in all processes.
+        speed: tokens a second in this process's time; None if nothing was left to train.
+    """
 
     steps: int
-    stopped: bool
+    interrupted: bool
     seconds: float
     tokens: int
+    speed: float | None
 
 
 def check(job: Job) -> Prepared:
@@ -119,14 +135,12 @@ def check(job: Job) -> Prepared:
     _check_losses(job, skeleton)
     tokenizer = job.model.tokenizer()
     job.benchmark.prepare(tokenizer)
-    per_batch = job.rows_per_batch * teaching.sequence_length
-    tokens = per_batch * job.settings.accumulate * job.settings.max_steps
-    runs = job.objective.needs_teacher and teaching.cached is None
-    needs = estimate(job.model, per_batch, tokens, teaching.teacher if runs else None, job.settings.device)
-    size = measure(skeleton, plan)
-    # two checkpoints at once while one replaces the other, and the packed model
-    require_space(job.folder, 2 * needs.checkpoint + 2 * size.total.bytes_disk, "this run")
-    return Prepared(job, plan, size, needs)
+    steps = None if job.settings.max_minutes else job.settings.max_steps
+    taught = job.objective.needs_teacher and teaching.cached is None
+    check_callbacks(job.callbacks, skeleton, plan, taught, steps, job.settings.processes)
+    needs = estimate(case_of(teaching, plan, job.objective, job.rows_per_batch, job.benchmark))
+    require_space(job.folder, needs.disk, "this run")
+    return Prepared(job, plan, measure(skeleton, plan), needs)
 
 
 def _check_losses(job: Job, skeleton: PreTrainedModel) -> None:
@@ -140,6 +154,11 @@ def _check_losses(job: Job, skeleton: PreTrainedModel) -> None:
     job.objective.check_cached(teaching.cached.kept.kind)
     job.objective.fit(own, None)
     teaching.check_cache()
+
+
+def _processes(settings: TrainSettings) -> str:
+    device, count = settings.device.type, settings.processes
+    return device if settings.strategy == "single" else f"{count} {device} processes ({settings.strategy})"
 
 
 def _teacher_line(teaching: Teaching) -> list[str]:

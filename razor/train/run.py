@@ -9,39 +9,54 @@
 
 A job can be stopped at any point and run again in the same folder: what is finished is not repeated, and
 training goes on from the last checkpoint as if nothing had happened.
+
+Of several processes each runs all of this; what is made once (text, converted weights) is made by the first
+while the others wait, and the first alone writes, packs and reports.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
-import signal
 import time
 import warnings
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import lightning as L
-from lightning.pytorch.loggers import Logger
 from transformers.utils.logging import disable_progress_bar
 
+from razor import processes
 from razor.data.corpus import Corpus
 from razor.data.steps import StepBatches
 from razor.export.folder import RECIPE
 from razor.models import make_student
-from razor.train.budget import steps_of_run
-from razor.train.checkpoints import AtomicCheckpointIO, Checkpoints, newest
+from razor.train import budget
+from razor.train.budget import Budget
+from razor.train.checkpoints import newest
 from razor.train.evaluation import Evaluation
+from razor.train.facts import record_hashes
 from razor.train.finish import finish
-from razor.train.job import Job, Training, check
-from razor.train.loader import StepData
-from razor.train.loggers import close
+from razor.train.fitting import fit
+from razor.train.job import Job, Prepared, check
+from razor.train.loggers import closing, publish
 from razor.train.module import DistillModule
-from razor.train.progress import Progress
+from razor.train.sharding import is_sharded, whole_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 INTERRUPTED = 130
+
+
+@dataclass
+class Parts:
+    """What a run works with: the module, its micro-batches, the text, and who scores."""
+
+    module: DistillModule
+    batches: StepBatches
+    corpus: Corpus
+    evaluation: Evaluation
 
 
 def run_job(job: Job) -> int:
@@ -52,49 +67,84 @@ def run_job(job: Job) -> int:
     """
     started = time.perf_counter()
     quieten()
-    prepared = check(job)
-    if not (job.folder / RECIPE).is_file():
-        prepared.recipe.save(job.folder / RECIPE)
+    processes.join()
+    with processes.first():
+        prepared = check(job)
+        length = budget.kept(job.folder) or budget.planned(job.settings)
+        length.each(job.settings.processes)  # said before anything heavy
+        if not (job.folder / RECIPE).is_file():
+            prepared.recipe.save(job.folder / RECIPE)
     print(f"\n{prepared}\n", flush=True)
     resume_from = newest(job.folder / "checkpoints")
-    loggers = [make(folder=job.folder, name=job.folder.name) for make in job.loggers.values()]
+    alone = processes.rank() == 0
+    loggers = (
+        [make(folder=job.folder, name=job.folder.name) for make in job.loggers.values()] if alone else []
+    )
     L.seed_everything(job.seed, verbose=False)
-    teaching, dtype = job.teaching, job.settings.dtype
+    with processes.first():
+        parts = _parts(job, prepared, length)
+    if alone:
+        record_hashes(job.folder, job.model, parts.corpus)
+    with closing(loggers):
+        training = fit(job, parts.module, parts.batches, parts.evaluation, loggers, resume_from)
+        if training.interrupted:
+            print(f"Stopped after step {training.steps} of {parts.batches.max_steps}, saved. Continue with:")
+            print(f"  python train.py run={job.folder} ckpt=last")
+            return INTERRUPTED
+        student = _whole_student(job, prepared, parts.module)
+        if student is not None:
+            seconds = time.perf_counter() - started
+            report = finish(
+                job, prepared, parts.corpus, parts.batches, student, parts.evaluation, training, seconds
+            )
+            publish(loggers, report, job.folder)
+    return 0
+
+
+def _parts(job: Job, prepared: Prepared, length: Budget) -> Parts:
+    """Text and models, read or made, and the budget as steps."""
+    settings, teaching, dtype = job.settings, job.teaching, job.settings.dtype
     corpus = teaching.taught(teaching.corpus())
     base = job.model.load(dtype)
     student = make_student(base, prepared.plan, dtype)
     teacher = None if teaching.cached else teaching.load_teacher() if teaching.another else base
     del base  # unless it teaches, nobody needs it any more
-    module, batches = _module(job, student, teacher, corpus)
+    asked = teacher if job.objective.needs_teacher else None
+    kind = teaching.cached.kept.kind if teaching.cached else None
+
+    def module(steps: int) -> DistillModule:
+        return DistillModule(student, asked, job.objective, settings, steps, kind, prepared.plan.to_dict())
+
+    if budget.kept(job.folder) is None:
+        length = budget.counted(length, module, corpus, job.rows_per_batch, settings.device)
+        length.save(job.folder)
+    else:
+        length = budget.kept(job.folder) or length
+    each, rank, world = length.each(settings.processes), processes.rank(), processes.world()
+    batches = StepBatches(corpus.train, length.steps, job.rows_per_batch, each, teaching.seed, rank, world)
     evaluation = Evaluation(
         job.benchmark,
         list(corpus.held_out.batches(job.rows_per_batch)),
         teaching.load_teacher if teacher is None else lambda: teacher,
         job.model.tokenizer(),
-        f"{teaching.teacher.fingerprint()}-{job.settings.compute_dtype}",
+        f"{teaching.teacher.fingerprint()}-{settings.compute_dtype}",
         job.folder,
+        lambda: make_student(job.model.load(dtype), prepared.plan, dtype),
     )
-    training = fit(job, module, batches, evaluation, loggers, resume_from)
-    if training.stopped and training.steps < batches.max_steps:
-        print(f"Stopped after step {training.steps} of {batches.max_steps}, saved. Continue with:")
-        print(f"  python train.py run={job.folder} ckpt=last")
-        return INTERRUPTED
-    finish(job, prepared, corpus, batches, student, evaluation, training, time.perf_counter() - started)
-    return 0
+    return Parts(module(length.steps), batches, corpus, evaluation)
 
 
-def _module(
-    job: Job, student: PreTrainedModel, teacher: PreTrainedModel | None, corpus: Corpus
-) -> tuple[DistillModule, StepBatches]:
-    """What is trained, and every micro-batch of it."""
-    settings, objective = job.settings, job.objective
-    cached = job.teaching.cached.kept.kind if job.teaching.cached else None
-    steps = steps_of_run(
-        job.folder, settings, objective, student, teacher, corpus, job.rows_per_batch, cached
-    )
-    batches = StepBatches(corpus.train, steps, job.rows_per_batch, settings.accumulate, job.teaching.seed)
-    asked = teacher if objective.needs_teacher else None
-    return DistillModule(student, asked, objective, settings, steps, cached), batches
+def _whole_student(job: Job, prepared: Prepared, module: DistillModule) -> PreTrainedModel | None:
+    """The trained student, put together if it was cut over processes; None in all but the first."""
+    if not is_sharded(module.student):
+        return module.student if processes.rank() == 0 else None
+    state = whole_state(module.student)
+    if processes.rank():
+        return None
+    student = make_student(job.model.load(job.settings.dtype), prepared.plan, job.settings.dtype)
+    student.load_state_dict(state)
+    gc.collect()
+    return student
 
 
 def quieten() -> None:
@@ -104,48 +154,3 @@ def quieten() -> None:
     disable_progress_bar()  # of loading weights, which takes a second
     for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*weights_only.*"):
         warnings.filterwarnings("ignore", message=message)
-
-
-def fit(
-    job: Job,
-    module: DistillModule,
-    batches: StepBatches,
-    evaluation: Evaluation,
-    loggers: list[Logger],
-    resume_from: Path | None,
-) -> Training:
-    """Train with Lightning, from a checkpoint if there is one.
-
-    Raises:
-        KeyboardInterrupt: stopped at once, in the middle of a step or of scoring.
-    """
-    checkpoints = Checkpoints(job.folder / "checkpoints", job.settings.checkpoint_every)
-    progress = Progress()
-    trainer = L.Trainer(
-        accelerator=job.settings.accelerator,
-        devices=1,
-        max_steps=batches.max_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=job.settings.accumulate,
-        gradient_clip_val=job.settings.clip,
-        logger=loggers or False,
-        callbacks=[evaluation, progress, checkpoints],
-        plugins=[AtomicCheckpointIO()],
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        inference_mode=False,
-        default_root_dir=job.folder,
-    )
-    if resume_from is not None:
-        print(f"Continuing from '{resume_from}'.", flush=True)
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, StepData(batches), ckpt_path=resume_from, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C, after it turned the signal off
-        raise KeyboardInterrupt from stop
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)
-        close(loggers)
-    return Training(trainer.global_step, checkpoints.stopped, progress.seconds, progress.tokens)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from razor.data.corpus import Corpus
+from razor.data.corpus import DEFAULT, Corpus, check_source
+from razor.data.reading import Reading
 from razor.data.sources.base import Teacher, TextSource
 from razor.data.teacher_cache import Identity, identity_of, open_cache
 from razor.data.teacher_cache_kinds import Kept
@@ -52,6 +53,7 @@ class Teaching:
         sequence_length, held_out, seed: see `Corpus.build`.
         settings: give the compute dtype and the device.
         cached: in place of a teacher that runs in every step.
+        reading: see `Corpus.build`.
     """
 
     model: ModelSource
@@ -62,6 +64,7 @@ class Teaching:
     seed: int
     settings: TrainSettings
     cached: Cached | None = None
+    reading: Reading = DEFAULT
 
     @property
     def another(self) -> bool:
@@ -76,11 +79,12 @@ class Teaching:
         return min((length for length in lengths if length is not None), default=None)
 
     def check(self) -> None:
-        """Prepare both models, and find what does not fit from their descriptions.
+        """Find text that is not there, prepare both models, and find what does not fit from their descriptions.
 
         Raises:
-            RazorError: a model that cannot be had, or vocabularies that differ.
+            RazorError: text or a model that cannot be had, or vocabularies that differ.
         """
+        check_source(self.source, self.model.tokenizer)
         self.model.prepare()
         if self.another:
             check_vocabularies(self.model, self.teacher)
@@ -101,6 +105,7 @@ class Teaching:
             self.seed,
             self.longest_text,
             Teacher(self.teacher.fingerprint(), self.load_teacher),
+            self.reading,
         )
 
     def identity(self, corpus: Corpus | None, kept: Kept) -> Identity:

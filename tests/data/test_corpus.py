@@ -5,8 +5,13 @@ import pytest
 
 from razor.data.corpus import Corpus
 from razor.data.document import Document
+from razor.data.packing import StoredRows
+from razor.data.reading import Reading
 from razor.data.sources.base import TextSource
+from razor.data.sources.source_mix import SourceMix
 from razor.errors import RazorError
+
+from .given_source import GivenTexts
 
 
 class Given(TextSource):
@@ -50,6 +55,43 @@ def test_one_long_file_is_enough(chat_tokenizer):
 
 def test_nothing_held_out(chat_tokenizer):
     assert len(Corpus.build(Given(numbered(3)), chat_tokenizer, 16, held_out=0).held_out) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "large"), [(1000, False), (64_000_000, False), (64_000_001, True), (None, True)]
+)
+def test_large_or_unknown_text_goes_to_disk(chat_tokenizer, monkeypatch, size, large):
+    source = GivenTexts([f"text {n}" for n in range(30)])
+    monkeypatch.setattr(source, "size", lambda: size)
+    corpus = Corpus.build(source, chat_tokenizer, 32, 3)
+    assert isinstance(corpus.train.rows, StoredRows) == large
+    for on_disk in (True, False):
+        corpus = Corpus.build(source, chat_tokenizer, 32, 3, reading=Reading(on_disk=on_disk))
+        assert isinstance(corpus.train.rows, StoredRows) == on_disk
+        assert len(corpus.train.documents) == 27
+
+
+def test_a_mix_lies_on_disk(chat_tokenizer):
+    mix = SourceMix({"a": {"source": Given(numbered(30))}})
+    assert isinstance(Corpus.build(mix, chat_tokenizer, 32, 3).train.rows, StoredRows)
+    with pytest.raises(RazorError, match="on_disk=false"):
+        Corpus.build(mix, chat_tokenizer, 32, 3, reading=Reading(on_disk=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"workers": 0}, r"data\.workers=0"),
+        ({"order": "bucket"}, r"data\.order='bucket'.*Did you mean 'bucketed'"),
+        ({"pack": "no"}, r"data\.pack=no"),
+        ({"on_disk": "yes"}, r"data\.on_disk=yes"),
+        ({"order": "bucketed"}, r"add data\.pack=false"),
+    ],
+)
+def test_options_of_reading(options, text):
+    with pytest.raises(RazorError, match=text):
+        Reading(**options)
+    assert Reading(order="bucketed", pack=False).bucketed
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from razor.data.reading import Reading
 from razor.data.sources.base import TextSource
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
@@ -14,10 +15,14 @@ CONF = Path(__file__).parents[2] / "conf" / "data"
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_option_gives_a_source_and_the_common_keys(path):
     config = OmegaConf.create({"seed": 11, "data": OmegaConf.load(path)})
-    if OmegaConf.is_missing(config.data.source, "path"):
-        config.data.source.path = "somewhere"
-    assert isinstance(instantiate(config.data.source), TextSource)
+    for node in (config.data.source, *(part.source for part in config.data.source.get("parts", {}).values())):
+        if OmegaConf.is_missing(node, "path"):
+            node.path = "somewhere"
+    assert isinstance(instantiate(config.data.source, _convert_="all"), TextSource)
     common = {key: config.data[key] for key in config.data if key != "source"}
     assert common.pop("seed") == 11
-    assert set(common) == {"sequence_length", "rows_per_batch", "held_out"}
-    assert all(isinstance(value, int) and value > 0 for value in common.values())
+    counts = {key: common.pop(key) for key in ("sequence_length", "rows_per_batch", "held_out")}
+    assert all(isinstance(value, int) and value > 0 for value in counts.values())
+    made = path.stem == "teacher_made"  # in memory already, and by nobody but the teacher
+    assert set(common) == {"pack", "order"} | (set() if made else {"workers", "on_disk"})
+    assert Reading(**common) == Reading(on_disk=common.get("on_disk"))

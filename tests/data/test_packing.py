@@ -117,6 +117,29 @@ def test_row_must_hold_a_prediction(length):
         pack([text(1, 2)], length)
 
 
+def test_unpacked_rows_are_as_long_as_their_documents(tiny_model):
+    documents = [text(*range(1, size + 1)) for size in (5, 3, 9)]
+    rows = pack(documents, 16, pad_id=256, packed=False)
+    assert [rows[i].input_ids.shape[1] for i in range(3)] == [5, 3, 9] == rows.lengths().tolist()
+    batch = rows.batch([0, 1])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [1, 2, 3, 256, 256]]
+    assert batch.labels.tolist() == [[2, 3, 4, 5, IGNORE], [2, 3, IGNORE, IGNORE, IGNORE]]
+    assert batch.documents.tolist() == [[0] * 5, [1, 1, 1, -1, -1]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]]
+    assert [b.input_ids.shape for b in rows.batches(2)] == [(2, 5), (1, 9)]
+    with torch.no_grad():
+        together = tiny_model(batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+        alone = tiny_model(rows[1].input_ids, position_ids=rows[1].position_ids, use_cache=False).logits
+    torch.testing.assert_close(together[1:, :3], alone, atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(corpora(longest=16), st.integers(0, 3))
+def test_lengths_of_packed_rows(documents, seed):
+    rows = pack(documents, 16, seed=seed)
+    assert rows.lengths().tolist() == [int((rows[i].documents >= 0).sum()) for i in range(len(rows))]
+
+
 def test_packed_documents_do_not_attend_to_each_other(tiny_model):
     generator = np.random.default_rng(0)
     documents = [text(*generator.integers(1, 250, size)) for size in (30, 11, 7, 25, 2, 5)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,51 @@ def test_every_epoch_sees_every_row_once_in_another_order():
     assert run.epochs == 3
     other = StepBatches(rows, max_steps=len(rows), seed=2)
     assert [other.row_indices(i)[0] for i in range(len(other))] != epochs[0]
+
+
+def bucketed_rows(count=300, seed=0):
+    sizes = np.random.default_rng(seed).integers(3, 60, count)
+    return pack(
+        [Document(np.arange(n), np.ones(n, dtype=bool)) for n in sizes], 64, packed=False, bucketed=True
+    )
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 90), st.integers(1, 5), st.integers(0, 3))
+def test_buckets_see_every_row_once_an_epoch(count, rows_per_batch, seed):
+    rows = bucketed_rows(count)
+    run = StepBatches(rows, 3 * count, rows_per_batch, seed=seed)
+    order = [row for i in range(len(run)) for row in run.row_indices(i)][: 3 * count]
+    epochs = [order[i : i + count] for i in range(0, len(order), count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    again = StepBatches(rows, 3 * count, rows_per_batch, seed=seed)
+    last = len(again) - 1
+    assert again.row_indices(last) == run.row_indices(last)  # whatever was asked before
+
+
+@pytest.mark.parametrize("rows_per_batch", [4, 7])
+def test_buckets_hold_rows_of_similar_length(rows_per_batch):
+    """In the first epoch and, as the batches of a later one begin elsewhere, also there."""
+
+    def padded(rows):
+        run = StepBatches(rows, 1200 // rows_per_batch, rows_per_batch)
+        widths = [rows.lengths()[run.row_indices(i)] for i in range(len(run))]
+        return sum((w.max() - w).sum() for w in widths) / sum(w.sum() for w in widths)
+
+    rows = bucketed_rows()
+    assert padded(rows) < 0.1 < 0.3 < padded(replace(rows, bucketed=False))
+    run = StepBatches(rows, 300 // rows_per_batch, rows_per_batch)
+    widths = [rows.lengths()[run.row_indices(i)].mean() for i in range(len(run))]
+    assert abs(np.corrcoef(widths, range(len(widths)))[0, 1]) < 0.5  # long and short ones take turns
+
+
+def test_the_order_of_shuffled_rows_is_the_one_it_was():
+    """Runs that were begun before have to go on as they were."""
+    run = StepBatches(some_rows(), max_steps=30, rows_per_batch=2, seed=5)
+    order = [row for i in range(len(run)) for row in run.row_indices(i)]
+    count = len(run.rows)
+    wanted = [np.random.default_rng([5, epoch]).permutation(count) for epoch in range(60 // count + 1)]
+    assert order == np.concatenate(wanted)[:60].tolist()
 
 
 def test_processes_share_the_rows_between_them():

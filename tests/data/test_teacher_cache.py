@@ -334,17 +334,18 @@ KILLED = """
 import os, signal, sys, torch
 sys.path[:0] = [{tests!r}]
 import test_teacher_cache as t
+from razor.data import checked
 from transformers import LlamaForCausalLM
 from pathlib import Path
 import json
 calls = []
-honest = t.teacher_cache_write.{place}
+honest = checked.{place}
 def dies(*args, **options):
     calls.append(args)
     if len(calls) == {call}:
         os.kill(os.getpid(), signal.SIGKILL)
     return honest(*args, **options)
-t.teacher_cache_write.{place} = dies
+checked.{place} = dies
 model = LlamaForCausalLM.from_pretrained({model!r}).eval()
 identity = json.loads(Path({identity!r}).read_text())
 t.write_cache(Path({folder!r}), t.ROWS, identity, t.Sampled(20), lambda: model, shard_rows=2)

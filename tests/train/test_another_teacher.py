@@ -13,8 +13,6 @@ from razor import cli
 from razor.cli.teacher import another
 from razor.errors import RazorError
 from razor.models import ModelSource, RandomModel
-from razor.train.estimate import estimate
-from razor.train.settings import TrainSettings
 from razor.train.teaching import check_vocabularies
 
 MODELS = sorted(path.stem for path in (cli.conf_dir() / "model").glob("*.yaml") if path.stem != "hub")
@@ -128,13 +126,3 @@ def test_a_hub_id_and_a_folder(tmp_path: Path) -> None:
 def test_every_model_can_teach(name: str) -> None:
     source = another(name)
     assert isinstance(source, ModelSource) and source.name == name and source.architecture
-
-
-def test_the_estimate_counts_the_teacher_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("razor.train.estimate.matrix_speed", lambda _: 1e11)
-    small, large, device = tiny(), tiny(hidden_size=256), TrainSettings(accelerator="cpu").device
-    none, own, other = (estimate(small, 64, 1000, teacher, device) for teacher in (None, small, large))
-    sizes = [sum(p.numel() for p in source.skeleton().parameters()) for source in (small, large)]
-    assert own.memory - none.memory == 2 * sizes[0] and other.memory - none.memory == 2 * sizes[1]
-    assert own.seconds / none.seconds == pytest.approx(8 / 6)
-    assert other.seconds / none.seconds == pytest.approx((6 * sizes[0] + 2 * sizes[1]) / (6 * sizes[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from razor.data.document import Document
 from razor.data.packing import PackedRows, pack
 from razor.data.steps import StepBatches
-from razor.distill import AdaptiveFeatures, CrossEntropy, ForwardKL, Objective
+from razor.distill import AdaptiveFeatures, AttentionRelations, CrossEntropy, ForwardKL, Objective
 from razor.train.loader import StepData
 from razor.train.module import DistillModule
 from razor.train.settings import TrainSettings
@@ -140,3 +141,20 @@ def test_loader_starts_where_the_run_stands() -> None:
     found = list(data.train_dataloader())
     assert len(found) == 2
     assert torch.equal(found[0].input_ids, data.batches[6].input_ids)
+
+
+@pytest.mark.parametrize("saving", ["gradient_checkpointing", "offload_activations"])
+def test_memory_is_saved_without_another_gradient(
+    make_module: Callable[..., DistillModule], saving: str
+) -> None:
+    """Weights, inputs, keys and values stay quantized in layers that run a second time."""
+    losses = {"kld": ForwardKL(), "afd": AdaptiveFeatures(2), "attention": AttentionRelations()}
+    batch, found = StepBatches(rows(), 1, 2)[0], {}
+    for option in (False, True):
+        module = make_module(losses=copy.deepcopy(losses), **{saving: option}).train()
+        loss, _ = module.loss(batch)
+        loss.backward()
+        found[option] = loss, {name: p.grad for name, p in module.named_parameters()}
+    assert torch.equal(found[True][0], found[False][0])
+    for name, gradient in found[False][1].items():
+        torch.testing.assert_close(found[True][1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)

@@ -23,7 +23,8 @@ SHORT = ("trainer.max_steps=8", "trainer.checkpoint_every=3")
 def metrics_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "logs" / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
+    measured = ("tokens_per_second", "speed/", "memory/")
+    return [{key: value for key, value in row.items() if not key.startswith(measured)} for row in rows]
 
 
 def checkpoint_of(folder: Path) -> dict[str, Any]:
@@ -255,7 +256,8 @@ def test_ctrl_c_while_scoring_says_how_to_go_on(main_job: Any, call: int, refere
 
 def test_ctrl_c_ends_a_sweep(main_job: Any) -> None:
     dies_at_step(main_job, 0, lambda: os.kill(os.getpid(), signal.SIGINT))
-    words = main_job.words("quant=w4,w1p58", f"hydra.sweep.dir={main_job.home}")
+    here = "hydra.callbacks.sweep.own_process=false"
+    words = main_job.words("quant=w4,w1p58", f"hydra.sweep.dir={main_job.home}", here)
     stopped = main_job.command("-m", *words, folder=main_job.home)
     assert stopped.code == 130
     assert [path.name for path in main_job.home.iterdir() if path.is_dir()] == ["0_tiny_llama_w4"]
@@ -271,7 +273,11 @@ def test_minutes_become_steps_once(main_job: Any) -> None:
     with pytest.raises(Killed):
         main_job(*words, folder=folder)
     budget = json.loads((folder / "budget.json").read_text())
-    assert budget == {"steps": 5, "max_minutes": 0.05}  # 3 s at 0.5 s and a tenth more a step
+    assert budget == {
+        "steps": 5,
+        "micro_batches": 1,
+        "max_minutes": 0.05,
+    }  # 3 s at 0.5 s and a tenth more a step
     patch.undo()
     patch.setattr("razor.train.budget.seconds_per_batch", lambda *_: 0.001)
     resumed = main_job.resume(folder)
@@ -280,12 +286,28 @@ def test_minutes_become_steps_once(main_job: Any) -> None:
     assert json.loads((folder / "budget.json").read_text()) == budget
 
 
-def test_a_damaged_checkpoint_is_refused(main_job: Any) -> None:
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(main_job: Any) -> None:
+    done = main_job("trainer.max_steps=3", "trainer.checkpoint_every=1")
+    report = json.loads((done.folder / "report.json").read_text())["rows"]
+    last, previous = (done.folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    shutil.rmtree(done.folder / "packed")
+    (done.folder / "scores" / "after.json").unlink()
+    last.write_bytes(last.read_bytes()[:-1000])
+    resumed = main_job.resume(done.folder)
+    assert resumed.code == 0, resumed.err
+    assert f"'{last}' is damaged" in resumed.out and f"Continuing from '{previous}'" in resumed.out
+    again = json.loads((done.folder / "report.json").read_text())["rows"]
+    assert again[-1] == report[-1]
+
+
+def test_without_a_whole_checkpoint_a_run_is_refused(main_job: Any) -> None:
     done = main_job("trainer.max_steps=2", "trainer.checkpoint_every=1")
-    path = done.folder / "checkpoints" / "last.ckpt"
-    path.write_bytes(path.read_bytes()[:-1000])
+    last, previous = (done.folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    for path in (last, previous):
+        path.write_bytes(path.read_bytes()[:-1000])
     problem = main_job.resume(done.folder).problem
-    assert str(path) in problem and "damaged" in problem and "remove it" in problem
-    path.unlink()
+    assert str(last) in problem and str(previous) in problem and "remove it" in problem
+    last.unlink()
+    previous.unlink()
     shutil.rmtree(done.folder / "packed")
     assert main_job.resume(done.folder).code == 0

@@ -51,6 +51,13 @@ def test_short_runs_learn_at_every_step(steps: int, warmup: float, schedule: str
         ({"max_steps": 1.5}, "max_steps='1.5'"),
         ({"accumulate": 0}, "accumulate='0'"),
         ({"checkpoint_every": 0}, "checkpoint_every='0'"),
+        ({"devices": 0, "strategy": "ddp"}, "devices='0'"),
+        ({"nodes": True, "strategy": "ddp"}, "nodes='True'"),
+        ({"loader_workers": -1}, "loader_workers='-1'"),
+        ({"strategy": "fsdp"}, "strategy='fsdp'.*single, ddp, fsdp2, deepspeed_zero2"),
+        ({"devices": 2}, "devices=2.*strategy=ddp or fsdp2"),
+        ({"strategy": "ddp", "shard_teacher": True}, "shard_teacher=true.*fsdp2, not ddp"),
+        ({"strategy": "deepspeed_zero2"}, "pip install deepspeed.*trainer=fsdp2"),
         ({"max_minutes": 0}, "max_minutes='0'"),
         ({"max_minutes": float("nan")}, "max_minutes='nan'"),
         ({"max_minutes": "long"}, "max_minutes='long'"),
@@ -80,3 +87,13 @@ def test_gpu_is_asked_for_only_where_there_is_one(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert TrainSettings(accelerator="auto").device.type == "cuda"
     assert TrainSettings(accelerator="cpu").device.type == "cpu"
+
+
+def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TrainSettings(accelerator="cpu", strategy="ddp", devices=3, nodes=2, accumulate=None)
+    assert (settings.here, settings.processes, settings.micro_batches) == (3, 6, 6)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert (settings.here, settings.processes, settings.micro_batches) == (2, 4, 4)
+    with pytest.raises(RazorError, match=r"torchrun started 4 processes.*trainer=ddp or trainer=fsdp2"):
+        TrainSettings()

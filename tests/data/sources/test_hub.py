@@ -3,6 +3,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
+from razor.data.sources import hub as hub_module
 from razor.data.sources.hub_instruct import HubInstruct
 from razor.data.sources.hub_text import HubText
 from razor.errors import RazorError
@@ -85,6 +86,75 @@ def test_columns(hub, chat_tokenizer):
     for columns in ({}, {"prompt": "q"}, {"messages": "m", "prompt": "q", "response": "a"}):
         with pytest.raises(RazorError, match=r"name either"):
             HubInstruct("some/set", **columns)
+
+
+def test_answers_apart_from_their_turns(hub, chat_tokenizer, caplog):
+    def turns(info):
+        return [
+            {"role": "user", "content": "Hi", "info": None},
+            {"role": "assistant", "content": "<think>Hm</think>Yo", "info": info},
+        ]
+
+    hub.rows = [
+        {"m": turns({"answer_content": "Yo"})},
+        {"m": turns(None)},
+        {"m": turns({"answer_content": ""})},
+    ]
+    hub.rows += [{"m": None}]
+    (document,) = HubInstruct("some/set", messages="m", answer="info.answer_content").documents(
+        chat_tokenizer
+    )
+    assert chat_tokenizer.decode(document.tokens[document.response]) == "Yo<|im_end|>"
+    assert "3 rows left out" in caplog.text and "Row 2" in caplog.text
+    with pytest.raises(RazorError, match="name 'messages' too"):
+        HubInstruct("some/set", prompt="q", response="a", answer="info.x")
+
+
+@pytest.fixture
+def revisions(monkeypatch):
+    known = {"some/set": "abc"}
+
+    def revision_of(id, revision):
+        if id not in known:
+            raise ConnectionError("Name or service\nnot known")
+        return revision or known[id]
+
+    monkeypatch.setattr(hub_module, "revision_of", revision_of)
+    return known
+
+
+@pytest.mark.parametrize("kind", [HubText, lambda *a, **k: HubInstruct(*a, messages="m", **k)])
+def test_a_data_set_is_known_by_its_revision(revisions, kind):
+    source = kind("some/set")
+    source.check()
+    first = source.identity()
+    assert first == kind("some/set").identity() and first["revision"] == "abc"
+    assert kind("some/set", streaming=not source.streaming).identity() == first  # the same rows
+    revisions["some/set"] = "def"
+    others = [kind("some/set", limit=3), kind("some/set", "v2"), kind("some/set", split="test"), source]
+    assert len({str(other.identity()) for other in others} | {str(first)}) == 5
+    assert kind("some/set", revision="abc").identity() == first | {"revision": "abc"}
+    assert source.size() is None and kind("some/set", limit=10).size() == 20_000
+
+
+@pytest.mark.parametrize("kind", [HubText, lambda *a, **k: HubInstruct(*a, messages="m", **k)])
+def test_no_network_is_found_before_reading(hub, revisions, kind, monkeypatch, tmp_path):
+    with pytest.raises(RazorError, match=r"'no/such'.*not known.*teacher_made") as raised:
+        kind("no/such").check()
+    assert "\n" not in str(raised.value) and hub.asked == ()
+    assert kind("no/such").identity()["revision"] is None
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    (tmp_path / "no___such").mkdir()
+    kind("no/such", streaming=False).check()  # downloaded before
+    with pytest.raises(RazorError):
+        kind("no/such", streaming=True).check()
+    kind(str(tmp_path), streaming=True).check()  # a folder
+
+
+def test_a_revision_is_asked_for(hub, base_tokenizer):
+    hub.rows = [{"text": "a"}]
+    HubText("some/set", revision="abc").documents(base_tokenizer)
+    assert hub.asked[1]["revision"] == "abc"
 
 
 def test_nothing_there(hub, chat_tokenizer):

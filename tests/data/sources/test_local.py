@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import gzip
 import json
+import os
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from razor.data.document import from_text
+from razor.data.sources import local_text
 from razor.data.sources.local_jsonl import LocalJsonl
 from razor.data.sources.local_text import LocalText
 from razor.errors import RazorError
@@ -80,6 +86,95 @@ def test_missing_empty_or_binary_jsonl(tmp_path, chat_tokenizer):
         LocalJsonl(str(tmp_path / "data.jsonl")).documents(chat_tokenizer)
     with pytest.raises(RazorError, match=r"limit=0"):
         LocalJsonl("x", limit=0)
+
+
+def test_many_files_packed_or_not(tmp_path, base_tokenizer):
+    """In the order of their names; the same records in every form."""
+    texts = [f"text {n}" for n in range(9)]
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "a.jsonl").write_text("".join(lines[:3]))
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as stream:
+        stream.writelines(lines[3:6])
+    (tmp_path / "deep").mkdir()
+    rows = [{"text": text, "messages": None} for text in texts[6:]]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "deep" / "c.parquet")
+    (tmp_path / "notes.txt").write_text("not a record")
+
+    def read(path, **options):
+        documents = LocalJsonl(str(path), **options).documents(base_tokenizer)
+        return [
+            base_tokenizer.decode(document.tokens).removesuffix("<|endoftext|>") for document in documents
+        ]
+
+    assert read(tmp_path) == texts
+    assert read(tmp_path / "*.jsonl*") == texts[:6]
+    assert read(tmp_path, limit=4) == texts[:4]
+    assert read(tmp_path / "deep" / "c.parquet") == texts[6:]
+
+
+def test_files_are_known_by_size_and_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one"}))
+    source = LocalJsonl(str(path))
+    first = source.identity()
+    assert source.identity() == first and json.loads(json.dumps(first)) == first
+    assert source.size() == path.stat().st_size
+    assert LocalJsonl(str(path), limit=1).identity() != first
+    os.utime(path, ns=(1, 1))
+    second = source.identity()
+    path.write_text(json.dumps({"text": "two!"}))
+    os.utime(path, ns=(1, 1))
+    assert len({str(first), str(second), str(source.identity())}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.jsonl.gz", b"no gzip", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9], "cannot be read"),
+        ("a.parquet", b"no parquet", "cannot be read as Parquet"),
+        ("a.jsonl.zst", b"whatever", "pip install zstandard|cannot be read|zstd"),
+    ],
+)
+def test_damaged_files(tmp_path, base_tokenizer, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RazorError, match=told) as error:
+        LocalJsonl(str(tmp_path / name)).documents(base_tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_long_file_is_read_in_parts(tmp_path, base_tokenizer, monkeypatch):
+    monkeypatch.setattr(local_text, "PART", 50)
+    text = "".join(f"line {n} of a text\n" for n in range(30)) + "x" * 120 + " end"
+    (tmp_path / "long.txt").write_text(text)
+    documents = LocalText(str(tmp_path / "long.txt")).documents(base_tokenizer)
+    parts = [base_tokenizer.decode(document.tokens) for document in documents]
+    assert "".join(parts) == text + "<|endoftext|>" and len(parts) > 10
+    assert all(len(part) <= 120 for part in parts)
+    assert all(part.endswith("\n") for part in parts[:10])
+
+
+def test_parts_of_a_text_begin_and_end_once(base_tokenizer):
+    class Marks:
+        """As tokenizers do that begin and end every text."""
+
+        eos_token_id = 258
+
+        def __call__(self, text, add_special_tokens, verbose):
+            ids = base_tokenizer(text)["input_ids"]
+            return {"input_ids": [256, *ids, 258] if add_special_tokens else ids}
+
+    parts = [
+        from_text(Marks(), text, *place)
+        for text, *place in (("a", True, False), ("b", False, False), ("c", False, True), ("d", True, True))
+    ]
+    ids = {letter: base_tokenizer(letter)["input_ids"][0] for letter in "abcd"}
+    assert [part.tokens.tolist() for part in parts] == [
+        [256, ids["a"]],
+        [ids["b"]],
+        [ids["c"], 258],
+        [256, ids["d"], 258],
+    ]
 
 
 def test_text_from_file_folder_and_pattern(tmp_path, base_tokenizer):

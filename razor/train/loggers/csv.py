@@ -1,18 +1,13 @@
-"""Loggers of a run. Each is made from the run's folder and name; none ever asks a question."""
+"""The plainest log: `logs/metrics.csv` in the run folder, a row a step."""
 
 from __future__ import annotations
 
 import csv
-import logging
-import netrc
-import os
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from razor.errors import RazorError
 from razor.storage import atomic_write
 
 LOGS = "logs"
@@ -54,47 +49,19 @@ class ContinuedWriter(ExperimentWriter):
         whole = [row for row in rows if None not in row.values() and None not in row]  # a kill may cut a row
         kept = [row for row in whole if int(row["step"]) < step]
         self.metrics_keys = sorted(rows[0]) if rows else []
-        with atomic_write(path) as temporary, temporary.open("w", newline="") as stream:
+        self._write(kept)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Columns that join later: written beside, so that a kill costs no row."""
+        with Path(self.metrics_file_path).open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        self._write(rows)
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        with (
+            atomic_write(Path(self.metrics_file_path)) as temporary,
+            temporary.open("w", newline="") as stream,
+        ):
             writer = csv.DictWriter(stream, self.metrics_keys)
             writer.writeheader()
-            writer.writerows(kept)
-
-
-def wandb_logger(folder: Path, name: str, project: str = "razor", mode: str = "auto") -> Logger:
-    """Weights & Biases: online if the user is logged in, else offline in the run folder.
-
-    Args:
-        folder: of the run.
-        name: of the run.
-        project: W&B project.
-        mode: auto, online or offline; WANDB_MODE wins over it.
-    """
-    if mode not in ("auto", "online", "offline"):
-        raise RazorError(f"logger.wandb.mode='{mode}'. Choices: auto, online, offline.")
-    from lightning.pytorch.loggers import WandbLogger
-
-    mode = os.environ.get("WANDB_MODE") or mode
-    offline = mode == "offline" or (mode == "auto" and not _logged_in())
-    os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("wandb").setLevel(logging.ERROR)
-    logger = WandbLogger(name=name, project=project, save_dir=folder, offline=offline, log_model=False)
-    logger._wandb_init.pop("anonymous", None)  # wandb warns of the mere word
-    return logger
-
-
-def close(loggers: list[Logger]) -> None:
-    """Finish them, so that the next job of a sweep starts a run of its own."""
-    for logger in loggers:
-        logger.finalize("success")
-        finish: Any = getattr(getattr(logger, "experiment", None), "finish", None)
-        if finish is not None:
-            finish()
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+            writer.writerows(rows)
