@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 
 from razor import cli
 from razor.cli.estimate import case_from
-from razor.train.estimate import Rate, estimate
-from razor.train.estimate_trial import random_batch, trial
+from razor.train.estimate.needs import Rate, estimate
+from razor.train.estimate.trial import random_batch, trial
 from razor.train.run import quieten
 
 OPTIONS = {"only": "", "steps": 3, "threads": 1}

@@ -16,11 +16,11 @@ from peer.sides import read_options
 
 from razor import cli
 from razor.cli.estimate import case_from
-from razor.train.estimate import GPU_PROCESS, Estimate, Rate
-from razor.train.estimate_case import Case
-from razor.train.estimate_facts import Skeletons
-from razor.train.estimate_memory import memory
-from razor.train.estimate_speed import flops_per_token
+from razor.train.estimate.case import Case
+from razor.train.estimate.facts import Skeletons
+from razor.train.estimate.memory import memory
+from razor.train.estimate.needs import GPU_PROCESS, Estimate, Rate
+from razor.train.estimate.speed import flops_per_token
 
 OPTIONS = {"rows": 1, "length": 2048, "memory": 80.0, "flops": 400e12, "tokens": 1e9}
 MODELS = {

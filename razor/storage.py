@@ -92,7 +92,9 @@ def digest(value: Any) -> str:
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested dicts and lists as one dict: {"a": {"b": 1}, "c": [2]} is {"a.b": 1, "c.0": 2}; empty ones stay."""
-    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items: Any = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
     found: dict[str, Any] = {}
     for key, inner in items:
         found |= flat(inner, f"{name}.{key}" if name else str(key))

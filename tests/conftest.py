@@ -112,7 +112,7 @@ class MainJob:
         with self.monkeypatch.context() as patch:
             patch.setenv("RAZOR_CACHE", str(self.cache))
             patch.setattr(sys, "argv", ["train.py", *words])
-            patch.setattr("razor.train.estimate.matrix_speed", lambda *_: 1e11)
+            patch.setattr("razor.train.estimate.speed.matrix_speed", lambda *_: 1e11)
             return Outcome(*in_process(train.main), folder)
 
     def start(self, *words: str, **environment: str | None) -> subprocess.Popen[str]:

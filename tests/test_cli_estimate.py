@@ -54,7 +54,7 @@ def test_calibration_times_a_few_real_micro_batches(razor: Any, words: tuple[str
 
 
 def test_calibration_that_does_not_fit_says_so(razor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("razor.train.estimate_trial.available", lambda _: 1000)
+    monkeypatch.setattr("razor.train.estimate.trial.available", lambda _: 1000)
     found = json.loads(
         razor("estimate", "model=tiny_llama", "trainer=cpu", "calibrate=true", "json=true").out
     )
@@ -134,7 +134,7 @@ def test_a_real_peak_is_estimated_within_15_percent() -> None:
 
 @pytest.mark.slow
 def test_the_main_job_warns_before_it_starts(main_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("razor.train.estimate.memory_of", lambda _: 10**6)
+    monkeypatch.setattr("razor.train.estimate.needs.memory_of", lambda _: 10**6)
     done = main_job()
     warnings = [line for line in done.out.splitlines() if line.startswith("warning ")]
     assert done.code == 0 and len(warnings) == 1, done.err

@@ -116,6 +116,8 @@ def made_tiny(words: list[str], place: Place) -> list[str]:
     if given.get("data", "").startswith(("hub", "paper")):
         kept = {key: value for key, value in kept.items() if not key.startswith("data")}
     tiny = dict(TINY)
+    if given.get("trainer") in ("ddp", "fsdp2"):
+        tiny |= {"trainer": given["trainer"], "trainer.accelerator": "cpu", "trainer.devices": "2"}
     if "bits" in given.get("callbacks", ""):
         tiny["trainer.max_steps"] = "4"  # a step for every stage
     if paths := [key for key in kept if key.startswith("data.") and key.endswith("source.path")]:
@@ -136,7 +138,8 @@ def main_job(words: list[str], place: Place) -> None:
     if "run" in given:
         folder = place.run_copy()
         shutil.rmtree(folder / "packed")
-        done = place.main_job.resume(folder)
+        where = [word.replace("=4", "=2") for word in words if word.startswith("trainer.")]
+        done = place.main_job.resume(folder, *where)
         assert done.code == 0 and (folder / "packed" / "razor.json").is_file(), done.err
         return
     sweep = [word for word in words if word in ("-m", "--multirun")]
@@ -148,6 +151,8 @@ def main_job(words: list[str], place: Place) -> None:
     ):  # wants a GGUF of the very model; tests/data/test_llama_cpp.py looks closer
         return
     if "hydra/launcher=submitit_slurm" in overrides:  # wants a cluster; the local one is tried
+        return
+    if "trainer=deepspeed_zero2" in overrides:  # wants a GPU
         return
     tiny = made_tiny(overrides, place)
     place.cached(tiny)
@@ -207,6 +212,16 @@ def pip(words: list[str], place: Place) -> None:
     assert words[0] == "install" and asked <= known
 
 
+def torchrun(words: list[str], place: Place) -> None:
+    """torchrun ... train.py ...: its own parser takes the options; tests/dist starts such runs."""
+    from torch.distributed.run import get_args_parser
+
+    options = get_args_parser().parse_args(words)
+    assert options.training_script == "train.py"
+    if not any(word.startswith("run=") for word in options.training_script_args):
+        cli.composed("train", options.training_script_args)
+
+
 def script(words: list[str], place: Place) -> None:
     """python FILE ...: the file is there and at least parses."""
     compile((ROOT / words[0]).read_text(encoding="utf-8"), words[0], "exec")
@@ -231,7 +246,8 @@ def handler(command: str) -> tuple[Callable[[list[str], Place], None], list[str]
             return pip, rest[2:]
         if rest[0].endswith(".py"):
             return script, rest
-    kinds = {"razor": verb, "make": make, "pip": pip, "cd": nothing, "source": nothing, ".": nothing}
+    kinds = {"razor": verb, "make": make, "pip": pip, "torchrun": torchrun}
+    kinds |= dict.fromkeys(("cd", "source", "."), nothing)
     if program in kinds:
         return kinds[program], rest
     if words[:2] == ["git", "clone"]:

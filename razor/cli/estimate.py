@@ -14,7 +14,7 @@ from razor.cli.teacher import teaching
 from razor.errors import RazorError, did_you_mean
 
 if TYPE_CHECKING:
-    from razor.train.estimate_case import Case
+    from razor.train.estimate.case import Case
     from razor.train.settings import TrainSettings
 
 DEVICES = ("cpu", "cuda")
@@ -24,10 +24,10 @@ ANYWHERE = {"accelerator": "auto", "strategy": "single", "devices": 1, "nodes": 
 
 def estimate(overrides: Sequence[str]) -> int:
     """`razor estimate`: what a run will take, in memory, on disk and in time."""
-    from razor.train.estimate import Rate
-    from razor.train.estimate import estimate as needs
-    from razor.train.estimate_table import estimate_summary, estimate_text
-    from razor.train.estimate_trial import calibrated
+    from razor.train.estimate.needs import Rate
+    from razor.train.estimate.needs import estimate as needs
+    from razor.train.estimate.table import estimate_summary, estimate_text
+    from razor.train.estimate.trial import calibrated
     from razor.train.run import quieten
 
     config = composed("estimate", overrides)
@@ -50,7 +50,7 @@ def case_from(config: DictConfig) -> tuple[Case, TrainSettings]:
     Raises:
         RazorError: values that do not go together.
     """
-    from razor.train.estimate_case import case_of
+    from razor.train.estimate.case import case_of
 
     asked = config.trainer
     made = teaching(OmegaConf.merge(config, {"trainer": ANYWHERE}))  # type: ignore[arg-type]

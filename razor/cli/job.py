@@ -13,14 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from razor import processes
 from razor.cli.config import build, conf_dir, quantization
 from razor.cli.guard import INTERRUPTED, guarded
-from razor.cli.launch import announce, announced, launch, only_first_talks
+from razor.cli.launch import WHERE, announce, announced, launch, only_first_talks
 from razor.cli.standing import BEGUN, FINISHED, clear, failures_kept, saved_config, standing
 from razor.cli.teacher import cache_command, overrides_of, teaching
 from razor.errors import RazorError
 from razor.storage import atomic_write
-
-WHERE = tuple(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "nodes", "shard_teacher"))
-"""Keys that may change when a run continues: they say where it runs, not what it is."""
 
 
 def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
@@ -66,10 +63,11 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
 def resume(argv: Sequence[str]) -> int:
     """`run=FOLDER ckpt=last`: continue a run from its own saved config and newest checkpoint."""
     given = dict(argument.partition("=")[::2] for argument in argv)
-    if extra := sorted(set(given) - {"run", "ckpt", "debug", *WHERE}):
+    where = [f"trainer.{key}" for key in WHERE]
+    if extra := sorted(set(given) - {"run", "ckpt", "debug", *where}):
         raise RazorError(
             f"'{extra[0]}' cannot change when a run continues; only run=, ckpt=, debug= and where it runs can: "
-            f"{', '.join(f'{key}=' for key in WHERE)}."
+            f"{', '.join(f'{key}=' for key in where)}."
         )
     if given.get("ckpt", "last") != "last":
         raise RazorError(f"ckpt='{given['ckpt']}'. Choices: last.")
@@ -77,7 +75,7 @@ def resume(argv: Sequence[str]) -> int:
         raise RazorError("ckpt=last continues a run: say which by run=FOLDER (runs/ lists yours).")
     folder = Path(given["run"])
     config = saved_config(folder)
-    for key in set(WHERE) & set(given):
+    for key in set(where) & set(given):
         OmegaConf.update(config, key, yaml.safe_load(given[key]))
     with failures_kept(folder):
         clear(folder, BEGUN)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LAST_STEP = "600"
 """Seconds that workers have, once asked to stop, for the step in hand and a checkpoint."""
 FOLDER = "razor/folder"
+WHERE = ("accelerator", "strategy", "devices", "nodes", "shard_teacher")
+"""Keys of the trainer that may change when a run continues: they say where it runs, not what it is."""
 
 
 def launch(job: Job) -> int:
@@ -67,7 +69,8 @@ def launch(job: Job) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    words = ["-m", "razor.cli.worker", f"run={job.folder}", "ckpt=last"]
+    where = [f"trainer.{key}={_said(getattr(job.settings, key))}" for key in WHERE]
+    words = ["-m", "razor.cli.worker", f"run={job.folder}", "ckpt=last", *where]
     print(f"Starting {count} processes ({job.settings.strategy}).", flush=True)
     try:
         elastic_launch(agent, sys.executable)(*words)
@@ -77,6 +80,11 @@ def launch(job: Job) -> int:
     except SignalException:
         return INTERRUPTED
     return 0
+
+
+def _said(value: object) -> str:
+    """As YAML has it."""
+    return "null" if value is None else str(value).lower()
 
 
 def announced() -> Path | None:

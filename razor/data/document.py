@@ -76,12 +76,20 @@ class Document:
         return self.tokens.tobytes()
 
 
-def from_text(tokenizer: Any, text: str) -> Document:
-    """Plain text: BOS if the tokenizer sets one, the text, EOS. All but the first is response."""
-    tokens = list(tokenizer(text, verbose=False)["input_ids"])  # too long is no matter: rows are cut
+def from_text(tokenizer: Any, text: str, first: bool = True, last: bool = True) -> Document:
+    """Plain text: BOS if the tokenizer sets one, the text, EOS. All but the first token is response.
+
+    A long text may come in parts: the first alone gets BOS, the last alone EOS.
+    """
+    tokens = list(
+        tokenizer(text, add_special_tokens=first, verbose=False)["input_ids"]
+    )  # too long: rows are cut
     eos = tokenizer.eos_token_id
-    if eos is not None and (not tokens or tokens[-1] != eos):
+    ended = eos is not None and tokens[-1:] == [eos]
+    if last and eos is not None and not ended:
         tokens.append(eos)
+    if not last and ended:
+        tokens.pop()
     return Document(np.array(tokens, dtype=np.int32), np.ones(len(tokens), dtype=np.bool_))
 
 

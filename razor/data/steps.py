@@ -11,6 +11,10 @@ and another 1, the mean of their means is not the mean over the 4. `Batch.share`
 documents here over the mean number of documents per micro-batch of the step, over all processes.
 Multiply the loss by it, average over micro-batches and processes as usual, and the step equals one
 large batch.
+
+**Buckets.** With `bucketed` rows, the shuffled rows of an epoch are taken 64 micro-batches at a time and sorted by
+length within these; each micro-batch gets neighbours, and the micro-batches are shuffled again. So rows of similar
+length come together, the steps of a run still see all lengths, and the order is still a function of seed and epoch.
 """
 
 from __future__ import annotations
@@ -21,9 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from razor.data.packing import PackedRows, collate
+from razor.data.packing import PackedRows
 from razor.distill.batch import Batch
 from razor.errors import RazorError
+
+BUCKETS = 64
+"""Micro-batches whose rows are sorted by length together."""
 
 
 class StepBatches(Dataset[Batch]):
@@ -75,7 +82,8 @@ class StepBatches(Dataset[Batch]):
         self.seed = seed
         self.rank = rank
         self.world = world
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._lengths = rows.lengths() if rows.bucketed else None
+        self._orders: dict[int, NDArray[np.int32]] = {}
 
     def __len__(self) -> int:
         return self.max_steps * self.accumulate
@@ -89,7 +97,7 @@ class StepBatches(Dataset[Batch]):
         first = step * of_step
         counts = [self._documents(first + place) for place in range(of_step)]
         mine = part * self.world + self.rank
-        batch = collate([self.rows[row] for row in self.row_indices(first + mine)])
+        batch = self.rows.batch(self.row_indices(first + mine))
         return replace(batch, share=counts[mine] * of_step / sum(counts))
 
     def row_indices(self, micro_batch: int) -> list[int]:
@@ -110,6 +118,20 @@ class StepBatches(Dataset[Batch]):
         if epoch not in self._orders:
             if len(self._orders) > 2:  # a step rarely sees more than two epochs
                 self._orders.clear()
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-            self._orders[epoch] = order
+            self._orders[epoch] = self._order(epoch)
         return int(self._orders[epoch][offset])
+
+    def _order(self, epoch: int) -> NDArray[np.int32]:
+        chance = np.random.default_rng([self.seed, epoch])
+        order = chance.permutation(np.arange(len(self.rows), dtype=np.int32))
+        if self._lengths is None:
+            return order
+        size = self.rows_per_batch
+        begun = -epoch * len(order) % size  # rows that complete the last micro-batch of the epoch before
+        pools = [order[:begun]]
+        for start in range(begun, len(order), size * BUCKETS):
+            pool = order[start : start + size * BUCKETS]
+            pool = pool[np.argsort(self._lengths[pool], kind="stable")]
+            whole, rest = np.split(pool, [len(pool) - len(pool) % size])  # only the last pool has a rest
+            pools += [chance.permutation(whole.reshape(-1, size)).reshape(-1), rest]
+        return np.concatenate(pools)

@@ -1,10 +1,9 @@
 """What the teacher said of every token of the training rows, on disk, so that a student learns without it.
 
 A folder holds numbered shards of a fixed number of rows, safetensors files that are mapped into memory and read
-a row at a time, each with a JSON beside it that is written last and holds its checksum; so a shard is whole or
-not there, and a kill loses the one in hand. `manifest.json` says what it is a cache *of*: training rows,
-tokenizer, teacher, compute dtype, and what was kept. A run that differs in any of these is refused, because
-nothing else would notice: targets of other text are just bad targets.
+a row at a time. A shard is whole or not there (`checked.py`), so a kill loses the one in hand. `manifest.json`
+says what it is a cache *of*: training rows, tokenizer, teacher, compute dtype, and what was kept. A run that
+differs in any of these is refused, because nothing else would notice: targets of other text are just bad targets.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from razor.data.checked import check, shard_path
 from razor.data.packing import PackedRows
 from razor.data.teacher_cache_kinds import Kept, kept_of
 from razor.distill import Targets
 from razor.errors import RazorError
-from razor.storage import cache_dir, digest, file_digest
+from razor.storage import cache_dir, digest
 
 VERSION = 1
 """To be raised when the same settings come to keep other numbers, or in another form."""
@@ -123,10 +123,9 @@ class TeacherCache:
         """Number of shards when complete."""
         return -(-self.rows // self.shard_rows)
 
-    def paths(self, shard: int) -> tuple[Path, Path]:
-        """Data of a shard, and the note that holds its checksum."""
-        name = f"shard_{shard:05d}"
-        return self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
+    def path(self, shard: int) -> Path:
+        """Data of a shard; see `checked.py` for the note beside it."""
+        return shard_path(self.folder, shard)
 
     def note(self, shard: int) -> dict[str, Any] | None:
         """The checked note of a shard, or None if it was not made yet.
@@ -134,19 +133,7 @@ class TeacherCache:
         Raises:
             RazorError: the shard is damaged; the text says how.
         """
-        data, note = self.paths(shard)
-        if not note.is_file():
-            return None
-        try:
-            facts: dict[str, Any] = json.loads(note.read_text())
-            if data.stat().st_size != facts["bytes"]:
-                raise ValueError(f"{data.stat().st_size} bytes in place of {facts['bytes']}")
-            if file_digest(data) != facts["sha256"]:
-                raise ValueError("its checksum does not match")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = "it is gone" if isinstance(error, FileNotFoundError) else error
-            raise RazorError(f"'{data}' is damaged: {reason}.") from error
-        return facts
+        return check(self.path(shard))
 
     def check(self) -> dict[str, int]:
         """Read every shard once; gives bytes, tokens and shards.
@@ -188,7 +175,7 @@ class TeacherCache:
         if shard not in self._open:
             if len(self._open) >= OPEN_SHARDS:
                 self._open.clear()
-            self._open[shard] = safe_open(self.paths(shard)[0], framework="numpy")
+            self._open[shard] = safe_open(self.path(shard), framework="numpy")
         return self._open[shard]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -232,7 +219,10 @@ def open_cache(identity: Identity, folder: Path | None, command: str) -> Teacher
             raise RazorError(f"No teacher's targets lie in '{caches_folder()}'. {make}")
         folder, differs = nearest
     else:
-        differs = difference(read_manifest(folder)["identity"], identity)
+        try:
+            differs = difference(read_manifest(folder)["identity"], identity)
+        except RazorError as error:
+            raise RazorError(f"{error} {make}") from error
     if differs:
         raise RazorError(
             f"The targets in '{folder}' are not of this run: they differ in {'; '.join(differs)}. {make}"

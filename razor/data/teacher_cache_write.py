@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 
+from razor.data.checked import save_checked
 from razor.data.packing import PackedRows, collate
 from razor.data.teacher_cache import SHARD_ROWS, Identity, TeacherCache, difference, read_manifest
 from razor.data.teacher_cache_kinds import Arrays, Kept
@@ -27,7 +27,7 @@ from razor.distill.head import Head
 from razor.distill.pieces import blocks, chunk_bytes, pieces
 from razor.errors import RazorError
 from razor.models import record
-from razor.storage import atomic_write, digest, file_digest, require_space
+from razor.storage import atomic_write, digest, require_space
 from razor.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -167,14 +167,8 @@ def _write_shard(
     counts = [(len(arrays["entropy"]), len(arrays["ids"])) for arrays in packed]
     tensors = {name: np.concatenate([arrays[name] for arrays in packed]) for name in packed[0]}
     tensors["offsets"] = np.cumsum([(0, 0), *counts], axis=0, dtype=np.int64)
-    data, note = cache.paths(number)
-    note.unlink(missing_ok=True)  # an old checksum must not vouch for new data
-    with atomic_write(data) as temporary:
-        temporary.write_bytes(save(tensors))  # not save_file: a full disk must be an OSError
     tokens = len(tensors["entropy"])
-    facts = {"sha256": file_digest(data), "bytes": data.stat().st_size, "tokens": tokens}
-    with atomic_write(note) as temporary:
-        temporary.write_text(json.dumps(facts) + "\n")
+    save_checked(cache.path(number), tensors, tokens=tokens)
     return tokens
 
 

@@ -70,7 +70,9 @@ class Lending(nn.Module):
         if role != WEIGHTS:
             return lender(self.compute_dtype)
         latent = self._parameters[attribute]
-        if hasattr(latent, "full_tensor"):  # a part of a sharded weight: who asks is FSDP2, and wants just that
+        if hasattr(
+            latent, "full_tensor"
+        ):  # a part of a sharded weight: who asks is FSDP2, and wants just that
             return latent  # type: ignore[return-value]
         return lender(latent, self.compute_dtype)
 

@@ -23,8 +23,8 @@ from razor.quant import ModelSize, Plan, measure
 from razor.recipe import PlanFile, QuantRecipe, Recipe
 from razor.storage import require_space
 from razor.train.callbacks import check_callbacks
-from razor.train.estimate import Estimate, estimate
-from razor.train.estimate_case import case_of
+from razor.train.estimate.case import case_of
+from razor.train.estimate.needs import Estimate, estimate
 from razor.train.settings import TrainSettings
 from razor.train.teaching import Teaching
 

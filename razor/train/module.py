@@ -22,6 +22,7 @@ from razor.distiller import Distiller
 from razor.errors import RazorError
 from razor.optimizer import parameter_groups
 from razor.quant import set_progress
+from razor.train.optimizer_states import names_of, renamed
 from razor.train.settings import TrainSettings
 from razor.train.sharding import shard_modules
 from razor.train.step_means import StepMeans
@@ -114,7 +115,12 @@ class DistillModule(L.LightningModule):
         self.log("gradient_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the plan, and where in the data the run stands."""
+        """Keep the plan, where in the data the run stands, and the optimizer by names."""
+        if self.device_mesh is None and checkpoint.get("optimizer_states"):
+            names = names_of(self, self.optimizers(use_pl_optimizer=False).param_groups)  # type: ignore[union-attr]
+            checkpoint["optimizer_states"] = [
+                renamed(state, names) for state in checkpoint["optimizer_states"]
+            ]
         each = self.trainer.accumulate_grad_batches
         checkpoint["razor"] = {
             "plan": self.plan,
@@ -134,6 +140,12 @@ class DistillModule(L.LightningModule):
         if kept["plan"] != self.plan:
             raise RazorError("The checkpoint holds a student of another plan than this run's.")
         self.tokens = kept["tokens"]
+        if self.device_mesh is None:
+            groups = parameter_groups(self, self.settings.learning_rate, self.settings.weight_decay)
+            numbers = {name: number for number, name in names_of(self, groups).items()}
+            checkpoint["optimizer_states"] = [
+                renamed(state, numbers) for state in checkpoint["optimizer_states"]
+            ]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):

@@ -17,8 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+)
 
 from razor.models import layers_of
 from razor.quant import FakeQuantizer
@@ -41,6 +47,12 @@ class Sharded(ModelParallelStrategy):
 
     def __init__(self, world: int) -> None:
         super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Whole and by names, in process 0; empty in the others."""
+        assert self.model is not None
+        inner = getattr(optimizer, "_optimizer", optimizer)  # of Lightning's wrapper
+        return get_optimizer_state_dict(self.model, inner, options=_whole())
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Through the module's forward, whose hooks gather what belongs to the module as a whole."""
@@ -106,9 +118,11 @@ def _units(model: nn.Module) -> list[Any]:
 
 def whole_state(model: nn.Module) -> dict[str, Any]:
     """The state of a model that may be cut, whole, on the CPU; empty but in process 0."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    return get_model_state_dict(model, options=_whole())
 
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+def _whole() -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def full(tensor: Tensor) -> Tensor:

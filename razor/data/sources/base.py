@@ -1,19 +1,26 @@
 """What a data source is: something that gives documents, one small class per origin.
 
-To add one: subclass `TextSource` in a file of its own, write `documents`, and put a YAML that names
-the class under `conf/data`. Packing, shifting, the held-out split and resuming happen elsewhere and
-never need to know.
+To add one: subclass `RecordSource` in a file of its own, say what its records are and how one becomes documents,
+and put a YAML that names the class under `conf/data`. Reading without holding the text, tokenizing in several
+processes, caching, packing, shifting, the held-out split and resuming happen elsewhere and never need to know.
+A source whose documents are made rather than read is a `TextSource`.
 """
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from razor.data.document import Document
 from razor.errors import RazorError
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 20
+"""Records without a usable one before giving up, where odd ones are left out."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,78 @@ class TextSource(ABC):
         Raises:
             RazorError: the source is missing, empty, damaged, or does not fit the tokenizer.
         """
+
+    def check(self) -> None:  # noqa: B027 - most have nothing to find
+        """Find, cheaply and before anything heavy runs, what would make `documents` fail.
+
+        Raises:
+            RazorError: a file, a data set or the network is not there.
+        """
+
+
+Record = tuple[str, Any]
+"""What to call a record in an error text, and the record itself: a string, or plain data."""
+
+
+class RecordSource(TextSource):
+    """A source that is read record by record, so that it may be larger than memory.
+
+    Objects are sent to the processes that tokenize: keep them small.
+    """
+
+    tolerant = False
+    """Whether records that make no documents are left out and counted; else the first is an error."""
+
+    @abstractmethod
+    def records(self) -> Iterator[Record]:
+        """All records, in an order that is the same at every call."""
+
+    @abstractmethod
+    def encode(self, tokenizer: Any, record: Any, where: str) -> list[Document]:
+        """The documents of one record.
+
+        Raises:
+            RazorError: it makes none; the text begins with `where`.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """JSON-able, other for other records: files with sizes and times, a data set with its revision.
+
+        "revision": None says that it cannot be found out now.
+        """
+
+    @abstractmethod
+    def size(self) -> int | None:
+        """About how many bytes of text there are, without reading it; None if nobody knows."""
+
+    @abstractmethod
+    def empty(self) -> RazorError:
+        """What to say if no record makes a document."""
+
+    def documents(self, tokenizer: Any, teacher: Teacher | None = None) -> list[Document]:
+        """All documents, in memory."""
+        documents: list[Document] = []
+        odd: list[RazorError] = []
+        for number, (where, record) in enumerate(self.records(), start=1):
+            try:
+                documents.extend(self.encode(tokenizer, record, where))
+            except RazorError as error:
+                if not self.tolerant:
+                    raise
+                odd.append(error)
+            if self.tolerant and not documents and number == PATIENCE:
+                break
+        if not documents:
+            raise odd[0] if odd else self.empty()
+        if odd:
+            say_left_out(len(odd), str(odd[0]))
+        return documents
+
+
+def say_left_out(count: int, first: str) -> None:
+    """One line about the records that a tolerant source left out."""
+    logger.warning("%d rows left out; the first: %s", count, first)
 
 
 def check_limit(limit: int | None) -> None:

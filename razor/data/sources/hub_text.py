@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from razor.data.document import Document, from_text
-from razor.data.sources.base import Teacher, TextSource, check_limit
+from razor.data.sources.base import Record, RecordSource, check_limit
+from razor.data.sources.hub import check_hub, hub_rows, known_revision
 from razor.errors import RazorError
 
+ROW_BYTES = 2000
+"""A guess, for telling small sets from large ones."""
 
-class HubText(TextSource):
+
+class HubText(RecordSource):
     """One text column of a hub data set.
 
     Args:
@@ -22,6 +26,7 @@ class HubText(TextSource):
         streaming: read over the network as needed instead of downloading everything first.
         limit: read at most this many rows; None for all.
         join: this many rows in a row make one document (sets such as wikitext keep a line per row).
+        revision: branch, tag or commit; None for the newest.
     """
 
     def __init__(
@@ -33,6 +38,7 @@ class HubText(TextSource):
         streaming: bool = False,
         limit: int | None = None,
         join: int = 1,
+        revision: str | None = None,
     ) -> None:
         check_limit(limit)
         if join < 1:
@@ -44,49 +50,42 @@ class HubText(TextSource):
         self.streaming = streaming
         self.limit = limit
         self.join = join
+        self.revision = revision
 
-    def documents(self, tokenizer: Any, teacher: Teacher | None = None) -> list[Document]:
-        """One document per `join` rows, blank ones left out."""
-        documents: list[Document] = []
-        texts = self._texts()
+    def check(self) -> None:
+        """Raise RazorError if the hub or the data set is out of reach."""
+        check_hub(self.id, self.revision, self.streaming)
+
+    def records(self) -> Iterator[Record]:
+        """The text of `join` rows at a time, blank ones left out."""
+        texts, number = self._texts(), 1
         while group := list(islice(texts, self.join)):
             text = "".join(group)
             if text.strip():
-                documents.append(from_text(tokenizer, text))
-        if not documents:
-            raise RazorError(f"The column '{self.column}' of '{self.id}' ({self.split}) holds no text.")
-        return documents
+                yield f"Row {number} of '{self.id}'", text
+            number += len(group)
 
     def _texts(self) -> Iterator[str]:
-        for row in hub_rows(self.id, self.name, self.split, self.streaming, self.limit):
+        for row in hub_rows(self.id, self.name, self.split, self.streaming, self.limit, self.revision):
             if not isinstance(row.get(self.column), str):
                 raise RazorError(
                     f"'{self.id}' has no text in a column '{self.column}'. Choices: {', '.join(sorted(row))}."
                 )
             yield row[self.column]
 
+    def encode(self, tokenizer: Any, record: Any, where: str) -> list[Document]:
+        """One document."""
+        return [from_text(tokenizer, record)]
 
-def hub_rows(
-    id: str, name: str | None, split: str, streaming: bool, limit: int | None
-) -> Iterator[Mapping[str, Any]]:
-    """Rows of a hub data set, in order.
+    def identity(self) -> dict[str, Any]:
+        """All that chooses the rows."""
+        chosen = {key: value for key, value in vars(self).items() if key != "streaming"}
+        return {"kind": "hub_text", **chosen, "revision": known_revision(self.id, self.revision)}
 
-    Raises:
-        RazorError: no network, no such data set, configuration or split, or no permission; in one
-            line.
-    """
-    import datasets  # takes a second to import, and only this kind of source needs it
+    def size(self) -> int | None:
+        """A guess from the limit."""
+        return None if self.limit is None else self.limit * ROW_BYTES
 
-    try:
-        rows = datasets.load_dataset(id, name, split=split, streaming=streaming)
-        yield from islice(rows, limit)
-    except Exception as error:  # every storage and every format behind the hub raises its own kind
-        lines = str(error).strip().splitlines()
-        reason = " ".join(line.strip() for line in lines)[:200] or type(error).__name__
-        which = f"'{id}'" + (f" (name={name})" if name else "")
-        raise RazorError(
-            f"The data set {which}, split '{split}', cannot be read from the hub: {reason} -- "
-            f"check the id, the network, and "
-            "whether it asks for a login (hf auth login). Without a hub: data=teacher_made, "
-            "local_text or local_jsonl."
-        ) from error
+    def empty(self) -> RazorError:
+        """Only blank rows."""
+        return RazorError(f"The column '{self.column}' of '{self.id}' ({self.split}) holds no text.")

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from razor.errors import RazorError
-from razor.train import estimate
 from razor.train.callbacks.base import RunCallback, check_every, due
+from razor.train.estimate import speed
 
 
 class Throughput(RunCallback):
@@ -63,7 +63,7 @@ class Throughput(RunCallback):
         with torch.random.fork_rng(
             enabled=device.type in ("cpu", "cuda")
         ):  # the run's random numbers are its own
-            return estimate.matrix_speed(device)
+            return speed.matrix_speed(device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,10 +77,10 @@ class Throughput(RunCallback):
         if not due(step, self.every, trainer):
             return
         now = time.perf_counter()
-        speed = self._tokens / max(now - self._since, 1e-9)
-        values = {"speed/tokens_per_second": speed * trainer.world_size}
+        rate = self._tokens / max(now - self._since, 1e-9)
+        values = {"speed/tokens_per_second": rate * trainer.world_size}
         if self._peak:
-            values["speed/mfu"] = speed * self._per_token / self._peak
+            values["speed/mfu"] = rate * self._per_token / self._peak
         values["memory/process_peak_gb"] = process_peak() / 1e9
         if pl_module.device.type == "cuda":
             values["memory/cuda_peak_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9

@@ -115,7 +115,7 @@ def test_learning_rates_and_norms_by_group(fit: Any) -> None:
 
 
 def test_speed_memory_and_utilisation(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("razor.train.estimate.matrix_speed", lambda *_: 1e11)
+    monkeypatch.setattr("razor.train.estimate.speed.matrix_speed", lambda *_: 1e11)
     module, rows = fit([Throughput(every=2)], steps=4, accumulate=2)
     assert ["speed/mfu" in row for row in rows] == [False, True, False, True]
     embedding = module.student.model.embed_tokens.weight.numel()  # looked up in, and not the head's here

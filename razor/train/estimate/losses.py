@@ -7,8 +7,8 @@ from razor.distill.attention_relations import AttentionRelations
 from razor.distill.loss import LayerLoss
 from razor.distill.pieces import BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE, KEPT_BYTES, chunk_bytes
 from razor.distill.relations import CHUNK_BYTES, CHUNK_BYTES_ELSEWHERE
-from razor.train.estimate_case import Case
-from razor.train.estimate_facts import Facts
+from razor.train.estimate.case import Case
+from razor.train.estimate.facts import Facts
 
 BLOCKS = 6
 """Blocks of fp32 log-probabilities that exist at a time (see `distill/pieces.py`)."""

@@ -1,9 +1,9 @@
 """What a run will take, said before it starts: memory by part, disk, and time.
 
-Everything follows from shapes: the models are built without numbers, and arithmetic does the rest
-(`estimate_memory`, `estimate_losses`, `estimate_speed`); what a backward pass needs is asked of autograd
-(`estimate_saved`). So the estimate of a run on 64 GPUs is made on a laptop. Measured against real peaks on a CPU it
-holds to 15 % (`docs/scaling.md`, `benchmarks/estimate.py`); numbers for GPUs are arithmetic that nobody measured.
+Everything follows from shapes: the models are built without numbers, and arithmetic does the rest (`memory`,
+`losses`, `speed`); what a backward pass needs is asked of autograd (`saved`). So the estimate of a run on 64 GPUs
+is made on a laptop. Measured against real peaks on a CPU it holds to 15 % (`docs/scaling.md`,
+`benchmarks/estimate.py`); numbers for GPUs are arithmetic that nobody measured.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from razor.distill import ForwardKL, Objective
-from razor.train.estimate_case import Case
-from razor.train.estimate_facts import Facts, Skeletons
-from razor.train.estimate_memory import Memory, host_bytes, memory
-from razor.train.estimate_speed import EFFICIENCY, flops_per_token, matrix_speed
+from razor.train.estimate import speed
+from razor.train.estimate.case import Case
+from razor.train.estimate.facts import Facts, Skeletons
+from razor.train.estimate.memory import Memory, host_bytes, memory
+from razor.train.estimate.speed import EFFICIENCY, flops_per_token
 
 TOUCHED = 60_000_000
 """Bytes of libraries, kernels and their buffers that the first training step touches (measured on a tiny model)."""
@@ -86,8 +87,8 @@ class Estimate:
     @property
     def seconds(self) -> float | None:
         """Of training alone."""
-        speed = self.tokens_per_second
-        return None if speed is None else self.case.total_tokens / speed
+        rate = self.tokens_per_second
+        return None if rate is None else self.case.total_tokens / rate
 
     @property
     def checkpoint(self) -> int:
@@ -144,7 +145,7 @@ def measured_rate(device: str) -> Rate | None:
     if device == "cuda" and not torch.cuda.is_available():
         return None
     return Rate(
-        EFFICIENCY * matrix_speed(torch.device(device)), "half of a large matrix product's, timed now"
+        EFFICIENCY * speed.matrix_speed(torch.device(device)), "half of a large matrix product's, timed now"
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from razor.train.estimate import CHECKPOINTS, Estimate, helps
-from razor.train.estimate_speed import flops_per_token
+from razor.train.estimate.needs import CHECKPOINTS, Estimate, helps
+from razor.train.estimate.speed import flops_per_token
 
 
 def estimate_text(of: Estimate) -> str:

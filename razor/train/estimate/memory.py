@@ -21,8 +21,8 @@ one wait, 4 L. Quantized weights are not remembered, but a layer's backward pass
 checkpointing autograd keeps all, e N in every process; with it one layer's and those of R. A teacher that is cut
 has two layers gathered, and all that is not a layer.
 
-**activations** are asked of autograd (`estimate_saved`); **recorded** is what losses on layers hold, and the
-**loss** makes logits in chunks (`estimate_losses`). The **layer** is what the backward pass of one makes: gradients
+**activations** are asked of autograd (`saved`); **recorded** is what losses on layers hold, and the
+**loss** makes logits in chunks (`losses`). The **layer** is what the backward pass of one makes: gradients
 of all it kept, so about as much; under gradient checkpointing also what it kept.
 
 **copies.** While a matrix is quantized there are an fp32 copy of it, divided by scales, and the new quantized
@@ -36,9 +36,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from razor.train.estimate_case import Case
-from razor.train.estimate_facts import Facts
-from razor.train.estimate_losses import loss_bytes, recorded_before, recorded_bytes
+from razor.train.estimate.case import Case
+from razor.train.estimate.facts import Facts
+from razor.train.estimate.losses import loss_bytes, recorded_before, recorded_bytes
 
 BUCKET = 500_000_000
 """Elements of each of DeepSpeed's two buckets for gradients (its default)."""

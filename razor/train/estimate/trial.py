@@ -12,9 +12,9 @@ from razor.distill import Batch, Targets
 from razor.errors import RazorError
 from razor.models import ModelSource, RandomModel, make_student
 from razor.train.budget import OVERHEAD, TRIED, seconds_per_batch
-from razor.train.estimate import Estimate, Rate, estimate
-from razor.train.estimate_case import Case
-from razor.train.estimate_speed import flops_per_token
+from razor.train.estimate.case import Case
+from razor.train.estimate.needs import Estimate, Rate, estimate
+from razor.train.estimate.speed import flops_per_token
 from razor.train.module import DistillModule
 from razor.train.settings import TrainSettings
 

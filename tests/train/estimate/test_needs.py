@@ -17,13 +17,13 @@ from razor.cli.estimate import case_from
 from razor.distill import Needs
 from razor.models import make_student, record
 from razor.quant import FakeQuantizer
-from razor.train.estimate import GPU_PROCESS, Rate, estimate, helps, memory_of, process_bytes
-from razor.train.estimate_case import Case
-from razor.train.estimate_facts import facts_of
-from razor.train.estimate_losses import loss_bytes, recorded_bytes
-from razor.train.estimate_memory import BUCKET, HOLES, host_bytes, lasting_bytes, memory
-from razor.train.estimate_speed import flops_per_token, matrix_speed
-from razor.train.estimate_trial import random_batch, trial
+from razor.train.estimate.case import Case
+from razor.train.estimate.facts import facts_of
+from razor.train.estimate.losses import loss_bytes, recorded_bytes
+from razor.train.estimate.memory import BUCKET, HOLES, host_bytes, lasting_bytes, memory
+from razor.train.estimate.needs import GPU_PROCESS, Rate, estimate, helps, memory_of, process_bytes
+from razor.train.estimate.speed import flops_per_token, matrix_speed
+from razor.train.estimate.trial import random_batch, trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = cli.conf_dir()
@@ -149,11 +149,12 @@ def test_what_the_loss_takes(rows: int, vocabulary: int, dtype: str) -> None:
         f"trainer.compute_dtype={dtype}",
         "distill=eakld",
     )
-    hidden = [torch.randn(of.tokens, 64, dtype=of.dtype) for _ in range(2)]
-    weights = [torch.randn(vocabulary, 64, dtype=of.dtype) for _ in range(2)]
+    # a student so near its teacher that what rounding lost is asked for
+    hidden, weights = ([torch.randn(n, 64, dtype=of.dtype)] * 2 for n in (of.tokens, vocabulary))
+    hidden, weights = ([given[0].clone(), given[1]] for given in (hidden, weights))
     peak = peak_of_loss(hidden, weights, of)
     told, kept = loss_bytes(of, facts_of(of))
-    assert 0.85 * told <= peak <= 1.01 * told  # what rounding lost is not always asked for
+    assert 0.87 * told <= peak <= 1.04 * told
     assert kept == of.item * 64 * (vocabulary + of.tokens)
 
 
@@ -387,7 +388,7 @@ def test_a_model_that_looks_at_its_numbers_gets_a_rule_of_thumb(monkeypatch: pyt
         raise NotImplementedError("no numbers")
 
     exact = facts_of(case()).saved
-    monkeypatch.setattr("razor.train.estimate_saved._pass", fails)
+    monkeypatch.setattr("razor.train.estimate.saved._pass", fails)
     rough = facts_of(case()).saved
     assert not rough.exact and exact.total / 3 < rough.total < exact.total * 3
     again = facts_of(replace(case(), checkpointing=True)).saved

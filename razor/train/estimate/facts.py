@@ -9,8 +9,8 @@ from razor.models import layers_of, shape_of
 from razor.quant import measure
 from razor.quant.float16 import Float16
 from razor.quant.sites import sites
-from razor.train.estimate_case import Case
-from razor.train.estimate_saved import Saved, meta_student, saved
+from razor.train.estimate.case import Case
+from razor.train.estimate.saved import Saved, meta_student, saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,8 +20,8 @@ import time
 
 import torch
 
-from razor.train.estimate_case import Case
-from razor.train.estimate_facts import Facts, Network
+from razor.train.estimate.case import Case
+from razor.train.estimate.facts import Facts, Network
 
 EFFICIENCY = 0.5
 """Part of the machine's matrix-product speed that a training step reaches, roughly; measured runs differ."""
