@@ -71,3 +71,19 @@ def test_flops_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     matrices = distill_step.matrix_parameters({"model": "smollm2_135m", "layers": 0})
     assert matrices == 30 * layer + 49152 * 576
     assert roofline.step_flops(matrices, 10, 5) == matrices * (6 * 10 + 2 * 5)
+
+
+@pytest.mark.slow
+def test_the_loop_is_held_against_a_bare_one() -> None:
+    found, _ = run("loop.py", "model=tiny_llama", "rows=1", "length=32", "steps=4", "rounds=2")
+    assert len(found["all"]["bare"]) == len(found["all"]["razor"]) == 2
+    ratios = [r / b - 1 for r, b in zip(found["all"]["razor"], found["all"]["bare"], strict=True)]
+    assert found["overhead"] == pytest.approx(sum(ratios) / 2, abs=0.02)
+
+
+@pytest.mark.slow
+def test_two_processes_are_held_against_one() -> None:
+    found, _ = run("processes.py", "model=tiny_llama", "rows=1", "length=32", "rounds=3")
+    ratios = sorted(one / two for one, two in zip(found["all"]["one"], found["all"]["two"], strict=True))
+    assert len(ratios) == 3 and found["two / one"] == pytest.approx(ratios[1], rel=0.2)
+    assert found["tokens_per_second"]["two"] == pytest.approx(64 / found["seconds"]["two"], rel=0.02)

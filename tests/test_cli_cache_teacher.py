@@ -64,16 +64,16 @@ def test_both_ways_to_say_what_is_kept(razor: Any, words: list[str]) -> None:
 def test_stopped_and_taken_up_again(razor: Any, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from razor.data import teacher_cache_write
 
-    honest, calls = teacher_cache_write.save, []
+    honest, calls = teacher_cache_write.save_checked, []
 
-    def stops(tensors: Any) -> bytes:
+    def stops(*shard: Any, **facts: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return honest(tensors)
+        return honest(*shard, **facts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_cache_write, "save", stops)
+        patch.setattr(teacher_cache_write, "save_checked", stops)
         stopped = razor("cache_teacher", *words)
     assert stopped.code == 130 and "Traceback" not in stopped.err
     assert "Whole shards are kept in" in stopped.err and "the same command goes on" in stopped.err

@@ -180,6 +180,7 @@ def test_benchmarks_have_standard_errors(main_job: Any, tmp_path: Path) -> None:
     assert "±" in done.out and "average" in done.out
 
 
+@pytest.mark.slow
 def test_sweep_makes_a_folder_and_a_report_each(main_job: Any) -> None:
     words = main_job.words("quant=w4,mixed_2p79,w1p58", f"hydra.sweep.dir={main_job.home}")
     process = main_job.start("-m", *words)

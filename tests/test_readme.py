@@ -132,6 +132,15 @@ def made_tiny(words: list[str], place: Place) -> list[str]:
     return [f"{key}={value}" for key, value in (kept | tiny).items()]
 
 
+def small_sweep(word: str) -> str:
+    """Two widths, and the first of everything else."""
+    key, _, value = word.partition("=")
+    if "[" in value or "(" in value:
+        return word
+    values = value.split(",")
+    return f"{key}={','.join(values[: 2 if key == 'quant' else 1])}"
+
+
 def main_job(words: list[str], place: Place) -> None:
     """python train.py ..."""
     given = dict(word.partition("=")[::2] for word in words)
@@ -154,7 +163,7 @@ def main_job(words: list[str], place: Place) -> None:
         return
     if "trainer=deepspeed_zero2" in overrides:  # wants a GPU
         return
-    tiny = made_tiny(overrides, place)
+    tiny = made_tiny([small_sweep(word) for word in overrides] if sweep else overrides, place)
     place.cached(tiny)
     trials = 2 if "hydra/sweeper=optuna" in tiny else None
     if trials:

@@ -118,6 +118,7 @@ def only_of_the_third(main_job: Any) -> Callable[..., Any]:
     return training_step
 
 
+@pytest.mark.slow
 def test_jobs_do_not_see_each_other(main_job: Any) -> None:
     """Each job of a sweep comes to the numbers of the same job alone."""
     done = swept(main_job, "quant=w4,w1p58", "trainer.max_steps=2")

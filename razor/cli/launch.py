@@ -57,6 +57,7 @@ def launch(job: Job) -> int:
     check(job)  # one line for bad input instead of one from each worker
     (budget.kept(job.folder) or budget.planned(job.settings)).each(count)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", LAST_STEP)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # workers speak for themselves
     if job.settings.device.type == "cpu":
         threads = max(1, (os.cpu_count() or 1) // count)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or they fight for the cores

@@ -403,6 +403,7 @@ def test_online_means_online(stranger: Path, monkeypatch: pytest.MonkeyPatch) ->
         wandb_logger(stranger, "run", mode="online").log_metrics({"loss": 1.0}, 0)
 
 
+@pytest.mark.slow
 def test_a_proxy_that_refuses(tmp_path: Path) -> None:
     proxy = {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     done = stranger_process(tmp_path, "auto", WANDB_API_KEY="k" * 40, **proxy)

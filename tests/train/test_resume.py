@@ -114,7 +114,7 @@ def killed_at(main_job: Any, place: str, *words: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_at_a_step_between_checkpoints(main_job: Any, accumulate: int) -> None:
     words = (*SHORT, f"trainer.accumulate={accumulate}")
     folder = main_job.folder()
@@ -144,6 +144,7 @@ def dies_at_step(main_job: Any, step: int, how: Callable[[], None] | None = None
     main_job.monkeypatch.setattr(DistillModule, "training_step", training_step)
 
 
+@pytest.mark.slow  # the kills of tests/faults are the same in processes of their own
 @pytest.mark.parametrize(
     "place",
     [

@@ -90,7 +90,7 @@ def work(rank: int, port: int, folder: str, quant: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("quant", ["mixed_2p79", "w1p58_lsq"])
+@pytest.mark.parametrize("quant", ["mixed_2p79", pytest.param("w1p58_lsq", marks=pytest.mark.slow)])
 def test_two_parts_make_the_steps_of_a_whole(tmp_path: Path, quant: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
