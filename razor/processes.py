@@ -44,14 +44,18 @@ def local_world() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if started() else 1
 
 
-def join() -> None:
-    """Meet the other processes; does nothing if there are none, or they have met."""
+def join(device: str = "cpu") -> None:
+    """Meet the other processes; does nothing if there are none, or they have met.
+
+    Args:
+        device: "cuda": each takes the GPU of its number on this machine.
+    """
     import torch
 
     if not started() or _together() is not None:
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         backend = "cpu:gloo,cuda:nccl"
     torch.distributed.init_process_group(backend, timeout=PATIENCE)

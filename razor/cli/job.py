@@ -78,7 +78,8 @@ def resume(argv: Sequence[str]) -> int:
     for key in set(where) & set(given):
         OmegaConf.update(config, key, yaml.safe_load(given[key]))
     with failures_kept(folder):
-        clear(folder, BEGUN)
+        if processes.rank() == 0:
+            clear(folder, BEGUN)
         return train(config, folder, resume=True)
 
 
@@ -109,6 +110,10 @@ def hydra_train() -> int:
     if processes.rank():  # what the first composes is the run of all
         folder = announced()
         return 0 if folder is None else resume([f"run={folder}", "ckpt=last"])
+    if processes.started() and {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise RazorError(
+            "A sweep starts the processes of its jobs itself: without torchrun (trainer.devices=...)."
+        )
     check_plugins(sys.argv[1:])
     codes = []
 
@@ -122,4 +127,7 @@ def hydra_train() -> int:
         return None
 
     main = hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)
-    return Sweep.follow(main) or max(codes, default=0)
+    try:
+        return Sweep.follow(main) or max(codes, default=0)
+    finally:
+        announce(None)  # if nothing was begun (--help, say), nobody waits for it

@@ -73,6 +73,7 @@ def launch(job: Job) -> int:
     where = [f"trainer.{key}={_said(getattr(job.settings, key))}" for key in WHERE]
     words = ["-m", "razor.cli.worker", f"run={job.folder}", "ckpt=last", *where]
     print(f"Starting {count} processes ({job.settings.strategy}).", flush=True)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         elastic_launch(agent, sys.executable)(*words)
     except ChildFailedError as failed:
@@ -80,6 +81,9 @@ def launch(job: Job) -> int:
         return INTERRUPTED if code == -signal.SIGINT else abs(code)
     except SignalException:
         return INTERRUPTED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -99,9 +103,13 @@ def announced() -> Path | None:
 
 
 def announce(folder: Path | None) -> None:
-    """Tell the folder to the other processes, if there are any that wait for it."""
-    if processes.started() and processes.rank() == 0:
+    """Tell the folder to the other processes, if there are any that wait for it; the first word stands."""
+    if processes.started() and processes.rank() == 0 and not _announced:
+        _announced.append(folder)
         _store().set(FOLDER, "" if folder is None else str(folder))
+
+
+_announced: list[Path | None] = []
 
 
 def _store() -> TCPStore:

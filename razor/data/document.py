@@ -81,6 +81,7 @@ def from_text(tokenizer: Any, text: str, first: bool = True, last: bool = True) 
 
     A long text may come in parts: the first alone gets BOS, the last alone EOS.
     """
+    _check_text(text)
     tokens = list(
         tokenizer(text, add_special_tokens=first, verbose=False)["input_ids"]
     )  # too long: rows are cut
@@ -104,7 +105,8 @@ def from_pair(tokenizer: Any, prompt: str, response: str) -> list[Document]:
         return from_messages(tokenizer, pair)
     text = prompt + response
     document = _mark(tokenizer, text, [(len(prompt), len(text))], special=True)
-    if tokenizer.eos_token_id is None or document.tokens[-1:] == tokenizer.eos_token_id:
+    ended = len(document.tokens) > 0 and document.tokens[-1] == tokenizer.eos_token_id
+    if tokenizer.eos_token_id is None or ended:
         return [document]
     tokens = np.append(document.tokens, np.int32(tokenizer.eos_token_id))
     return [Document(tokens, np.append(document.response, True))]
@@ -193,6 +195,16 @@ def _render_answer(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, st
     )
 
 
+def _check_text(text: str) -> None:
+    """Raise RazorError for half a character, which JSON may hold and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RazorError(
+            f"The text holds half a character (a lone surrogate, position {error.start})."
+        ) from error
+
+
 def _mark(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], special: bool = False) -> Document:
     """Tokenize a string; response are the tokens that hold a character of one of the spans."""
     if not getattr(tokenizer, "is_fast", False):
@@ -201,6 +213,7 @@ def _mark(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], special: 
             f"answers need a fast "
             "tokenizer (a folder with a tokenizer.json)."
         )
+    _check_text(text)
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     starts, ends = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
     response = np.zeros(len(starts), dtype=np.bool_)

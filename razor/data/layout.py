@@ -39,6 +39,7 @@ class Layout(StoredRows):
     """
 
     def __init__(self, folder: Path, stores: Sequence[TokenStore], notes: Sequence[Facts]) -> None:
+        self.digest = folder.name  # a hash of the tokens' checksums and of how they were laid out
         self.stores = list(stores)
         self.of = [(note["part"], note["shard"]) for note in notes]
         self.row_ends = list(accumulate(note["rows"] for note in notes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import importlib
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def opened(path: str | Path, option: str) -> Iterator[IO[str]]:
         raise RazorError(f"{option}='{path}' is no file.") from error
     except UnicodeDecodeError as error:
         raise RazorError(f"'{place}' is no UTF-8 text (byte {error.start}): convert it first.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RazorError(f"'{place}' cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 

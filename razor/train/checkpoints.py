@@ -9,6 +9,7 @@ Ctrl-C stops at once.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import zipfile
@@ -19,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from razor import processes
 from razor.errors import RazorError
@@ -67,7 +69,7 @@ class Checkpoints(L.Callback):
     def __init__(self, folder: Path, every: int) -> None:
         self.path, self.every = folder / LAST, every
         self.asked = False
-        self._since = 0.0
+        self._since, self._first = 0.0, 0
         self._before: dict[int, Any] = {}
         self._seen = 0
 
@@ -79,11 +81,13 @@ class Checkpoints(L.Callback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.asked and (processes.world() == 1 or now - self._since > TWICE):
+        # a machine that shuts down sends SIGTERM to whole families, who pass it on: only Ctrl-C is ever meant twice
+        twice = number == signal.SIGINT == self._first
+        if self.asked and twice and (processes.world() == 1 or now - self._since > TWICE):
             raise KeyboardInterrupt
         if not self.asked:
             print("\nStopping after this step (Ctrl-C again: at once) ...", flush=True)
-        self.asked, self._since = True, self._since or now
+        self.asked, self._since, self._first = True, self._since or now, self._first or number
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: L.Trainer, pl_module: DistillModule, *args: Any, **kwargs: Any
@@ -96,7 +100,20 @@ class Checkpoints(L.Callback):
         pl_module.interrupted = processes.anywhere(self.asked)  # a signal may have reached one process alone
         trainer.should_stop = trainer.should_stop or pl_module.interrupted
         if step % self.every == 0 or step == trainer.max_steps or trainer.should_stop:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not isinstance(trainer.strategy, DeepSpeedStrategy):
             trainer.save_checkpoint(self.path)
+            return
+        new = self.path.with_name("new.ckpt")  # a folder that all processes write into
+        trainer.save_checkpoint(new)
+        if processes.rank() == 0:
+            shutil.rmtree(self.path.with_name(PREVIOUS), ignore_errors=True)
+            if self.path.exists():
+                self.path.rename(self.path.with_name(PREVIOUS))
+            new.rename(self.path)
+        processes.wait()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the signals back."""
@@ -114,10 +131,14 @@ class Checkpoints(L.Callback):
         self._before.clear()
 
 
-def newest(folder: Path) -> Path | None:
+def newest(folder: Path, whole_files: bool = True) -> Path | None:
     """The checkpoint to resume from, the newest that is whole; None if the run was stopped before its first.
 
     A damaged one is said, and the one before it is taken.
+
+    Args:
+        folder: of the checkpoints.
+        whole_files: whether the strategy reads files; DeepSpeed reads folders.
 
     Raises:
         RazorError: there are some, but none can be read.
@@ -125,6 +146,11 @@ def newest(folder: Path) -> Path | None:
     problems = []
     for name in (LAST, PREVIOUS):
         path = folder / name
+        if path.exists() and path.is_dir() == whole_files:
+            raise RazorError(
+                f"'{path}' was written {'by' if whole_files else 'without'} DeepSpeed: continue the run "
+                f"{'with' if whole_files else 'without'} trainer.strategy=deepspeed_zero2."
+            )
         if not os.path.lexists(path):  # a link that leads nowhere is not nothing
             continue
         try:

@@ -61,6 +61,9 @@ def record_hashes(folder: Path, model: ModelSource, corpus: Corpus) -> dict[str,
     text, before = text_hashes(corpus), kept.get("data", {})
     changed = {f"text.{name}": [old, text[name]] for name, old in before.items() if old != text[name]}
     if changed:
+        print(
+            f"The text is not what it was when this run began ({', '.join(changed)}), so it does not go on exactly."
+        )
         kept["resumed"] = [*kept.get("resumed", []), {"time": _now(), "changed": changed}]
     if changed or not before:
         _write(folder / ENVIRONMENT, kept | {"model_fingerprint": model.fingerprint(), "data": text})
@@ -159,7 +162,7 @@ def _changes() -> str | None:
         return None
     unknown = (_git("ls-files", "--others", "--exclude-standard") or "").splitlines()
     listed = "".join(f"# not in git: {name}\n" for name in unknown)
-    return f"{_git('diff', 'HEAD') or ''}\n{listed}"
+    return f"{_git('diff', '--binary', '--no-color', '--no-ext-diff', 'HEAD') or ''}{listed}"
 
 
 def _root() -> Path:
@@ -172,4 +175,6 @@ def _git(*words: str) -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, check=True, errors="surrogateescape")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return (
+        done.stdout if words[0] == "diff" else done.stdout.strip()
+    )  # a diff may end in a blank line of its own

@@ -87,10 +87,11 @@ def strategy_of(module: DistillModule) -> Any:
     if kind == "fsdp2":
         return Sharded(world)
     if kind == "ddp":
-        # without a loss on logits the head has no gradient, which DDP would wait for
-        headless = not any(isinstance(loss, LogitsLoss) for loss in module.objective.losses.values())
+        # DDP waits for every gradient: without a loss on logits the head has none, nor what a loss of weight 0 learns
+        losses = module.objective.losses.values()
+        idle = bool(module.objective.scheduled) or not any(isinstance(loss, LogitsLoss) for loss in losses)
         return DDPStrategy(
-            find_unused_parameters=headless, gradient_as_bucket_view=True, timeout=processes.PATIENCE
+            find_unused_parameters=idle, gradient_as_bucket_view=True, timeout=processes.PATIENCE
         )
     if kind == "deepspeed_zero2":
         return DeepSpeedStrategy(stage=2, config=_zero2(module))

@@ -138,6 +138,11 @@ def check(job: Job) -> Prepared:
     steps = None if job.settings.max_minutes else job.settings.max_steps
     taught = job.objective.needs_teacher and teaching.cached is None
     check_callbacks(job.callbacks, skeleton, plan, taught, steps, job.settings.processes)
+    if job.benchmark.tasks and (job.benchmark.limit or job.settings.processes) < job.settings.processes:
+        raise RazorError(
+            f"evals.limit={job.benchmark.limit} rows cannot be dealt to {job.settings.processes} processes: "
+            "one row each at least, or evals=none."
+        )
     needs = estimate(case_of(teaching, plan, job.objective, job.rows_per_batch, job.benchmark))
     require_space(job.folder, needs.disk, "this run")
     return Prepared(job, plan, measure(skeleton, plan), needs)

@@ -111,12 +111,14 @@ class DistillModule(L.LightningModule):
         self.tokens += int(values.pop("text"))
         self.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if not gradients:  # DeepSpeed has put them away already
+            return
         norm: Any = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.log("gradient_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the plan, where in the data the run stands, and the optimizer by names."""
-        if self.device_mesh is None and checkpoint.get("optimizer_states"):
+        if self.device_mesh is None and "state" in (checkpoint.get("optimizer_states") or [{}])[0]:
             names = names_of(self, self.optimizers(use_pl_optimizer=False).param_groups)  # type: ignore[union-attr]
             checkpoint["optimizer_states"] = [
                 renamed(state, names) for state in checkpoint["optimizer_states"]
@@ -140,7 +142,7 @@ class DistillModule(L.LightningModule):
         if kept["plan"] != self.plan:
             raise RazorError("The checkpoint holds a student of another plan than this run's.")
         self.tokens = kept["tokens"]
-        if self.device_mesh is None:
+        if self.device_mesh is None and "optimizer_states" in checkpoint:
             groups = parameter_groups(self, self.settings.learning_rate, self.settings.weight_decay)
             numbers = {name: number for number, name in names_of(self, groups).items()}
             checkpoint["optimizer_states"] = [

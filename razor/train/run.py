@@ -20,6 +20,7 @@ import gc
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,13 @@ from transformers.utils.logging import disable_progress_bar
 from razor import processes
 from razor.data.corpus import Corpus
 from razor.data.steps import StepBatches
+from razor.errors import RazorError
 from razor.export.folder import RECIPE
 from razor.models import make_student
 from razor.train import budget
-from razor.train.budget import Budget
 from razor.train.checkpoints import newest
 from razor.train.evaluation import Evaluation
-from razor.train.facts import record_hashes
+from razor.train.facts import record_hashes, text_hashes
 from razor.train.finish import finish
 from razor.train.fitting import fit
 from razor.train.job import Job, Prepared, check
@@ -67,7 +68,7 @@ def run_job(job: Job) -> int:
     """
     started = time.perf_counter()
     quieten()
-    processes.join()
+    processes.join(job.settings.device.type)
     with processes.first():
         prepared = check(job)
         length = budget.kept(job.folder) or budget.planned(job.settings)
@@ -75,16 +76,34 @@ def run_job(job: Job) -> int:
         if not (job.folder / RECIPE).is_file():
             prepared.recipe.save(job.folder / RECIPE)
     print(f"\n{prepared}\n", flush=True)
-    resume_from = newest(job.folder / "checkpoints")
-    alone = processes.rank() == 0
+    alone, files = processes.rank() == 0, job.settings.strategy != "deepspeed_zero2"
+    # what the first one sees is so for all: disks that machines share may show each something else for a while
+    resume_from = processes.gathered(newest(job.folder / "checkpoints", files) if alone else None)[0]
     loggers = (
         [make(folder=job.folder, name=job.folder.name) for make in job.loggers.values()] if alone else []
     )
     L.seed_everything(job.seed, verbose=False)
     with processes.first():
-        parts = _parts(job, prepared, length)
+        corpus, evaluation, module = _parts(job, prepared)
+    _check_same(corpus)
+    if alone and (kept := budget.kept(job.folder)) is None:
+        length = budget.counted(length, module, corpus, job.rows_per_batch, job.settings.device)
+        length.save(job.folder)
+    elif alone and kept is not None:
+        length = kept
+    length = processes.gathered(length)[0]
+    batches = StepBatches(
+        corpus.train,
+        length.steps,
+        job.rows_per_batch,
+        length.each(job.settings.processes),
+        job.teaching.seed,
+        processes.rank(),
+        processes.world(),
+    )
+    parts = Parts(module(length.steps), batches, corpus, evaluation)
     if alone:
-        record_hashes(job.folder, job.model, parts.corpus)
+        record_hashes(job.folder, job.model, corpus)
     with closing(loggers):
         training = fit(job, parts.module, parts.batches, parts.evaluation, loggers, resume_from)
         if training.interrupted:
@@ -101,8 +120,8 @@ def run_job(job: Job) -> int:
     return 0
 
 
-def _parts(job: Job, prepared: Prepared, length: Budget) -> Parts:
-    """Text and models, read or made, and the budget as steps."""
+def _parts(job: Job, prepared: Prepared) -> tuple[Corpus, Evaluation, Callable[[int], DistillModule]]:
+    """Text and models, read or made; the module still wants the number of steps."""
     settings, teaching, dtype = job.settings, job.teaching, job.settings.dtype
     corpus = teaching.taught(teaching.corpus())
     base = job.model.load(dtype)
@@ -115,13 +134,6 @@ def _parts(job: Job, prepared: Prepared, length: Budget) -> Parts:
     def module(steps: int) -> DistillModule:
         return DistillModule(student, asked, job.objective, settings, steps, kind, prepared.plan.to_dict())
 
-    if budget.kept(job.folder) is None:
-        length = budget.counted(length, module, corpus, job.rows_per_batch, settings.device)
-        length.save(job.folder)
-    else:
-        length = budget.kept(job.folder) or length
-    each, rank, world = length.each(settings.processes), processes.rank(), processes.world()
-    batches = StepBatches(corpus.train, length.steps, job.rows_per_batch, each, teaching.seed, rank, world)
     evaluation = Evaluation(
         job.benchmark,
         list(corpus.held_out.batches(job.rows_per_batch)),
@@ -131,7 +143,16 @@ def _parts(job: Job, prepared: Prepared, length: Budget) -> Parts:
         job.folder,
         lambda: make_student(job.model.load(dtype), prepared.plan, dtype),
     )
-    return Parts(module(length.steps), batches, corpus, evaluation)
+    return corpus, evaluation, module
+
+
+def _check_same(corpus: Corpus) -> None:
+    """Raise RazorError if processes have other text than the first: each would train on a plan of its own."""
+    if processes.world() > 1 and len({str(hashes) for hashes in processes.gathered(text_hashes(corpus))}) > 1:
+        raise RazorError(
+            "Processes of this run have different texts: all machines need the same cache (RAZOR_CACHE on a disk "
+            "that they share)."
+        )
 
 
 def _whole_student(job: Job, prepared: Prepared, module: DistillModule) -> PreTrainedModel | None:

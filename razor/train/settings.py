@@ -105,6 +105,16 @@ class TrainSettings:
             raise RazorError(
                 f"trainer.shard_teacher=true is for trainer.strategy=fsdp2, not {self.strategy}."
             )
+        if self.strategy == "fsdp2" and self.max_minutes is not None:
+            raise RazorError(
+                "trainer.max_minutes is counted in steps by trying some on one device, which fsdp2 is not for: "
+                "give trainer.max_steps (razor estimate says how long it takes)."
+            )
+        if self.strategy != "single" and self.on_gpu and self.here > max(1, torch.cuda.device_count()):
+            raise RazorError(
+                f"{self.here} processes on this machine, and torch sees {torch.cuda.device_count()} GPUs: "
+                "trainer.devices=null takes one each."
+            )
         if self.strategy == "single" and processes.world() > 1:
             raise RazorError(
                 f"torchrun started {processes.world()} processes, and trainer.strategy=single is one: "
@@ -112,12 +122,17 @@ class TrainSettings:
             )
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on CUDA."""
+        return self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
+
+    @property
     def here(self) -> int:
         """Processes on one machine: those that torchrun started, or what `devices` means."""
         if processes.started():
             return processes.local_world()
         if self.devices is None:
-            return max(1, torch.cuda.device_count()) if self.device.type == "cuda" else 1
+            return max(1, torch.cuda.device_count()) if self.on_gpu else 1
         return self.devices
 
     @property
@@ -138,7 +153,7 @@ class TrainSettings:
     @property
     def device(self) -> torch.device:
         """The device that `accelerator` means here."""
-        if self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available()):
+        if self.on_gpu:
             return torch.device("cuda", torch.cuda.current_device())
         if self.accelerator == "mps" or (self.accelerator == "auto" and torch.backends.mps.is_available()):
             return torch.device("mps")

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
 )
 
+from razor.errors import RazorError
 from razor.models import layers_of
 from razor.quant import FakeQuantizer
 
@@ -53,6 +54,28 @@ class Sharded(ModelParallelStrategy):
         assert self.model is not None
         inner = getattr(optimizer, "_optimizer", optimizer)  # of Lightning's wrapper
         return get_optimizer_state_dict(self.model, inner, options=_whole())
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load module and optimizer; a parameter that was never trained has no state, and gets none.
+
+        Raises:
+            RazorError: the checkpoint is of a module with other parameters.
+        """
+        module = self.lightning_module
+        assert module is not None
+        kept = torch.load(checkpoint_path, map_location="meta", mmap=True, weights_only=True)
+        if set(kept["state_dict"]) != set(module.state_dict()):
+            raise RazorError(f"'{checkpoint_path}' holds a student with other parameters than this run's.")
+        strict, module.strict_loading = module.strict_loading, False
+        try:
+            checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            module.strict_loading = strict
+        for optimizer, state in zip(self.optimizers, kept["optimizer_states"], strict=True):
+            for name, parameter in module.named_parameters():
+                if name not in state["state"]:
+                    optimizer.state.pop(parameter, None)
+        return checkpoint
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Through the module's forward, whose hooks gather what belongs to the module as a whole."""
@@ -133,4 +156,4 @@ def full(tensor: Tensor) -> Tensor:
 def _remember(model: nn.Module, remember: bool) -> None:
     for part in model.modules():
         if isinstance(part, FakeQuantizer):
-            part.remembers = remember
+            part.remembers, part._remembered = remember, None

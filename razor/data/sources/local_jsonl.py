@@ -76,6 +76,8 @@ class LocalJsonl(RecordSource):
                 record = json.loads(record)
             except json.JSONDecodeError as error:
                 raise RazorError(f"{where} is no JSON: {error.msg} at column {error.colno}.") from error
+            except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads
+                raise RazorError(f"{where} cannot be read as JSON ({type(error).__name__}).") from error
         return documents_of(record, tokenizer, where)
 
     def identity(self) -> dict[str, Any]:

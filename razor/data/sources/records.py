@@ -72,7 +72,7 @@ def messages_of(turns: Any, where: str) -> list[Message]:
             )
         speaker = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
-        if speaker not in ROLES:
+        if not isinstance(speaker, str) or speaker not in ROLES:
             raise RazorError(f"{where} has a turn by {speaker!r}. Choices: {', '.join(sorted(ROLES))}.")
         messages.append({"role": ROLES[speaker], "content": _text(content, "content", where)})
     return messages

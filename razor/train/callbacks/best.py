@@ -8,6 +8,7 @@ at. Benchmarks are not touched by that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class Best(RunCallback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, scores: Mapping[str, float], step: int
     ) -> None:
         """Keep the student if it is the best; those in formats that will not be packed do not count."""
-        if settled(trainer) and (self.best is None or scores[self.metric] < self.best):
+        better = self.best is None or scores[self.metric] < self.best
+        if settled(trainer) and math.isfinite(scores[self.metric]) and better:
             self.best, self.step = scores[self.metric], step
             trainer.save_checkpoint(self._path(trainer), weights_only=True)
 
@@ -70,6 +72,11 @@ class Best(RunCallback):
             raise RazorError(
                 f"The best student '{path}' cannot be read ({type(error).__name__}); the last one lies beside it."
             ) from error
+        if kept["global_step"] != self.step:
+            raise RazorError(
+                f"'{path}' is of step {kept['global_step']}, and the best was step {self.step}: an interrupted "
+                "attempt has overwritten it. callbacks.best.use=false takes the last student."
+            )
         if trainer.is_global_zero:
             print(
                 f"The student is the best one, of step {kept['global_step']} ({self.metric} {self.best:.4g})."

@@ -7,6 +7,7 @@ learning rate is then where the schedule had it, which for a cosine is rarely at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,9 +46,9 @@ class EarlyStop(RunCallback):
     def check(self, run: RunFacts) -> None:  # noqa: D102 - see RunCallback
         check_steering("early_stop", self.metric, run)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that was stopped, and is continued for what was left to do, trains no further."""
-        super().on_fit_start(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)
         if self.stopped_at is not None:
             trainer.should_stop = True
 
@@ -58,7 +59,7 @@ class EarlyStop(RunCallback):
         if not settled(trainer):
             return
         score = scores[self.metric]
-        if self.best is None or score < self.best - self.min_delta:
+        if math.isfinite(score) and (self.best is None or score < self.best - self.min_delta):
             self.best, self.waited = score, 0
             return
         self.waited += 1
@@ -68,7 +69,7 @@ class EarlyStop(RunCallback):
             if trainer.is_global_zero:
                 print(
                     f"\nEarly stop after step {step}: held-out {self.metric} {score:.4g} nats, best "
-                    f"{self.best:.4g}, {self.waited} scores ago.",
+                    f"{'none' if self.best is None else f'{self.best:.4g}'}, {self.waited} scores ago.",
                     flush=True,
                 )
 

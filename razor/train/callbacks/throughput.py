@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from razor.errors import RazorError
+from razor.processes import totals
 from razor.train.callbacks.base import RunCallback, check_every, due
 from razor.train.estimate import speed
 
@@ -77,10 +78,10 @@ class Throughput(RunCallback):
         if not due(step, self.every, trainer):
             return
         now = time.perf_counter()
-        rate = self._tokens / max(now - self._since, 1e-9)
-        values = {"speed/tokens_per_second": rate * trainer.world_size}
+        rate = totals([float(self._tokens)])[0] / max(now - self._since, 1e-9)
+        values = {"speed/tokens_per_second": rate}
         if self._peak:
-            values["speed/mfu"] = rate * self._per_token / self._peak
+            values["speed/mfu"] = rate * self._per_token / (self._peak * trainer.world_size)
         values["memory/process_peak_gb"] = process_peak() / 1e9
         if pl_module.device.type == "cuda":
             values["memory/cuda_peak_gb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9

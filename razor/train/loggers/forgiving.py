@@ -7,6 +7,7 @@ published then is what people look for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +48,7 @@ class Forgiving(Logger):
             raise
         except Exception as error:  # whatever a service and its client may throw
             self.failed = True
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            reason = without_secrets((str(error).strip().splitlines() or [""])[0])[:200]
             print(
                 f"logger={self.option} failed and is left alone from here on ({type(error).__name__}: {reason}).",
                 flush=True,
@@ -100,3 +101,8 @@ class Forgiving(Logger):
     def close(self, status: str) -> None:
         """The run is over: "success" or "failed"."""
         self.attempt(lambda: getattr(self.inner, "close", self.inner.finalize)(status))
+
+
+def without_secrets(text: str) -> str:
+    """The text with user and password of every address in it masked."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)

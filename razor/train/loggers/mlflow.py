@@ -19,7 +19,7 @@ from razor.errors import RazorError
 from razor.evals.report import Report
 from razor.train.loggers.csv import LOGS
 from razor.train.loggers.described import Described, check_artifacts, kept_id, require
-from razor.train.loggers.forgiving import Forgiving
+from razor.train.loggers.forgiving import Forgiving, without_secrets
 from razor.train.loggers.publish import files_of, final_values
 
 LONGEST = 500
@@ -52,6 +52,11 @@ def mlflow_logger(
         ("TIMEOUT", "10"),
     ):  # of a server that is away; minutes otherwise
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{key}", value)
+    if tracking_uri and without_secrets(tracking_uri) != tracking_uri:  # the config is stored, and uploaded
+        raise RazorError(
+            "logger.mlflow.tracking_uri holds a password: give it as MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD in the environment."
+        )
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     uri = uri or (folder.resolve().parent / "mlruns").as_uri()
     if uri.startswith("file:"):  # newer versions want to be told that files, not a database, are meant
@@ -61,10 +66,10 @@ def mlflow_logger(
     try:
         inner = MLflowRun(folder, name, experiment, uri, artifacts)
     except Exception as error:  # of the client, which checks where it is to write
-        reason = " ".join(str(error).split())[:200]
+        reason = without_secrets(" ".join(str(error).split()))[:200]
         raise RazorError(
-            f"logger=mlflow cannot use '{uri}' ({reason}): see logger.mlflow.tracking_uri."
-        ) from error
+            f"logger=mlflow cannot use '{without_secrets(uri)}' ({reason}): see logger.mlflow.tracking_uri."
+        ) from None  # the client's own text may hold a password
     return Forgiving("mlflow", inner)
 
 
