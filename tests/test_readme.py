@@ -147,7 +147,7 @@ def main_job(words: list[str], place: Place) -> None:
     if "run" in given:
         folder = place.run_copy()
         shutil.rmtree(folder / "packed")
-        where = [word.replace("=4", "=2") for word in words if word.startswith("trainer.")]
+        where = [word.replace("=4", "=1") for word in words if word.startswith("trainer.")]
         done = place.main_job.resume(folder, *where)
         assert done.code == 0 and (folder / "packed" / "razor.json").is_file(), done.err
         return

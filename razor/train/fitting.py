@@ -87,7 +87,7 @@ def strategy_of(module: DistillModule) -> Any:
     if kind == "fsdp2":
         return Sharded(world)
     if kind == "ddp":
-        # DDP waits for every gradient: without a loss on logits the head has none, nor what a loss of weight 0 learns
+        # DDP waits for all gradients: without a loss on logits the head has none, nor has a loss of weight 0
         losses = module.objective.losses.values()
         idle = bool(module.objective.scheduled) or not any(isinstance(loss, LogitsLoss) for loss in losses)
         return DDPStrategy(
