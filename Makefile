@@ -67,7 +67,7 @@ lint: setup ## style, formatting and the direction of imports
 type: setup ## static types
 	$(PYTHON) -m mypy
 
-docs: setup ## the commands in the README run, and the links in the documents lead somewhere
+docs: setup ## the commands in README and documents run, and the links in them lead somewhere
 	$(PYTHON) -m pytest $(DOC_TESTS) $(ARGS)
 
 bench: setup ## speed and memory, each benchmark one JSON line; wants an idle machine and some minutes

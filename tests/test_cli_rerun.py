@@ -130,6 +130,7 @@ def changed_run(run: Path) -> None:
     (run / "packed" / "model.safetensors").write_bytes(b"other")
 
 
+@pytest.mark.slow
 def test_differences_end_in_a_table_and_exit_code_1(
     made: Any, razor: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_differences_end_in_a_table_and_exit_code_1(
     assert "Not equal: 3 of" in done.out
 
 
+@pytest.mark.slow
 def test_json_and_nothing_else(made: Any, razor: Callable[..., Any], tmp_path: Path) -> None:
     run = copied(made, tmp_path)
     changed_run(run)
@@ -159,6 +161,7 @@ def test_json_and_nothing_else(made: Any, razor: Callable[..., Any], tmp_path: P
     assert json.loads(again.out) == found
 
 
+@pytest.mark.slow
 def test_minutes_are_repeated_as_the_steps_they_became(main_job: Any, razor: Callable[..., Any]) -> None:
     main_job.monkeypatch.setattr("razor.train.budget.seconds_per_batch", lambda *_: 1.0)
     first = main_job("trainer.max_minutes=0.04")

@@ -189,6 +189,8 @@ def verb(words: list[str], place: Place) -> None:
         cli.composed("cache_teacher", words[1:])
         words = [words[0], *made_tiny(words[1:], place)]
     options = dict(word.partition("=")[::2] for word in words[1:])
+    if words[0] == "compare":  # where a reader has runs/
+        options.setdefault("dirs", "runs")
     options = place.own_files(options, options.get("model", "smollm2_135m"))
     given = [words[0], *(f"{key}={place.run if key == 'run' else value}" for key, value in options.items())]
     if words[0] == "quantize":
@@ -271,7 +273,14 @@ def test_the_readme_shows_the_main_commands() -> None:
         assert command in shown
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+FIRST = commands_of(README)
+
+
+@pytest.mark.parametrize(
+    "command",
+    # `make test` tries the README's, `make docs` all of them
+    [pytest.param(c, marks=[] if c in FIRST else [pytest.mark.slow]) for c in COMMANDS],
+)
 def test_command(command: str, place: Place) -> None:
     check, words = handler(command)
     check(words, place)

@@ -208,6 +208,7 @@ def test_a_wrong_objective_is_said(main_job: Any) -> None:
     assert "objective='averag'" in problem and "Did you mean 'average'?" in problem
 
 
+@pytest.mark.slow
 def test_optuna_makes_kl_small_and_can_be_resumed(main_job: Any) -> None:
     needs("hydra_optuna_sweeper")
     words = (

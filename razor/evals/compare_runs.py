@@ -124,12 +124,16 @@ def gather(folders: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     """
     runs: dict[Path, Run] = {}
     others: dict[Path, str] = {}
+    seen: set[Path] = set()
     for folder in folders:
         found = run_folders(folder)
         if not found:
             what = "holds no run (a run's folder has a config.yaml)" if folder.is_dir() else "is no folder"
             raise RazorError(f"dirs: '{folder}' {what}; give runs, or the folder of a sweep.")
         for path in found:
+            if path.resolve() in seen:  # given twice, by two names
+                continue
+            seen.add(path.resolve())
             if (path / REPORT).is_file():
                 runs[path] = Run(path, read_report(path))
             else:
@@ -161,7 +165,10 @@ def in_order(path: Path) -> tuple[float, str]:
 def reason(folder: Path) -> str:
     """Why there is no report."""
     if (folder / FAILURE).is_file():
-        return f"failed: {json.loads((folder / FAILURE).read_text(encoding='utf-8'))['reason']}"
+        try:
+            return f"failed: {json.loads((folder / FAILURE).read_text(encoding='utf-8'))['reason']}"
+        except (ValueError, KeyError, TypeError):
+            return f"failed; its {FAILURE} is damaged"
     return "unfinished"
 
 

@@ -342,3 +342,14 @@ def test_the_size_of_a_difference(tmp_path: Path) -> None:
     sizes = {difference.name: difference.size for difference in found.differences}
     assert sizes["loss/total, step 1"] == pytest.approx(0.2)
     assert sizes["packed/model.safetensors"] == float("inf")
+
+
+def test_a_run_given_twice_counts_once_and_a_damaged_reason_is_said(tmp_path: Path) -> None:
+    from razor.evals.compare_runs import gather
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("{}")
+    (run / "failure.json").write_text('{"reason": "cut')
+    done, others = gather([run, tmp_path / "run" / ".." / "run"])
+    assert done == [] and [text for _, text in others] == ["failed; its failure.json is damaged"]

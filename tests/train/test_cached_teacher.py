@@ -97,6 +97,7 @@ def test_top_k_serves_entropy_aware_kl(own: Own) -> None:
     assert after["kl"] < before["kl"]
 
 
+@pytest.mark.slow
 def test_no_teacher_is_in_memory_while_training(own: Own) -> None:
     """It is loaded for scoring, before and after, and gone between: on the way only the student is alive."""
     from razor.models import RandomModel
@@ -222,6 +223,7 @@ def test_stopped_and_resumed_equals_uninterrupted(own: Own) -> None:
     assert (folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own(own: Own, tmp_path: Path) -> None:
     place = tmp_path / "targets"
     own.cache(f"out={place}")

@@ -381,6 +381,7 @@ def stranger_process(folder: Path, mode: str, **environment: str) -> subprocess.
     )
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_turns_the_run_offline(tmp_path: Path) -> None:
     """With a key, no terminal, and nobody behind the address."""
     away = {"WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}

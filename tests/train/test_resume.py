@@ -66,6 +66,7 @@ def killed_in_training(main_job: Any, *words: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(main_job: Any) -> None:
     folder = killed_in_training(main_job)
     process = main_job.start(f"run={folder}", "ckpt=last")
@@ -172,6 +173,7 @@ def test_killed_anywhere_and_resumed(main_job: Any, place: str, tmp_path: Path, 
         assert (folder / "losses.png").is_file()
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint_by_a_real_signal(main_job: Any, reference: Path) -> None:
     folder = main_job.folder()
     process = main_job.start(*main_job.words(*SHORT), f"hydra.run.dir={folder}")

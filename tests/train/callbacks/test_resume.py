@@ -103,6 +103,7 @@ def test_killed_and_resumed_equals_uninterrupted(main_job: Any, mix: str, accumu
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_with_an_average_is_packed_again_alike(main_job: Any) -> None:
     words = (*STEPS, "callbacks=[default,ema]", "callbacks.ema.decay=0.5", "trainer.learning_rate=0.01")
     done = main_job(*words)
