@@ -44,18 +44,7 @@ def launch(job: Job) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from razor.train import budget
-    from razor.train.job import check
-
-    count = job.settings.here
-    if job.settings.nodes > 1:
-        raise RazorError(
-            f"trainer.nodes={job.settings.nodes}: on each machine start torchrun --nnodes={job.settings.nodes} "
-            f"--nproc-per-node={count} --rdzv-backend=c10d --rdzv-endpoint=FIRST_MACHINE:29500 train.py ... "
-            "(docs/scaling.md)."
-        )
-    check(job)  # one line for bad input instead of one from each worker
-    (budget.kept(job.folder) or budget.planned(job.settings)).each(count)
+    count = _checked(job)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", LAST_STEP)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # workers speak for themselves
     if job.settings.device.type == "cpu":
@@ -85,6 +74,23 @@ def launch(job: Job) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0
+
+
+def _checked(job: Job) -> int:
+    """The number of processes to start; one line for bad input instead of one from each of them."""
+    from razor.train import budget
+    from razor.train.job import check
+
+    count = job.settings.here
+    if job.settings.nodes > 1:
+        raise RazorError(
+            f"trainer.nodes={job.settings.nodes}: on each machine start torchrun --nnodes={job.settings.nodes} "
+            f"--nproc-per-node={count} --rdzv-backend=c10d --rdzv-endpoint=FIRST_MACHINE:29500 train.py ... "
+            "(docs/scaling.md)."
+        )
+    check(job)
+    (budget.kept(job.folder) or budget.planned(job.settings)).each(count)
+    return count
 
 
 def _said(value: object) -> str:

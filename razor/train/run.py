@@ -34,6 +34,7 @@ from razor.errors import RazorError
 from razor.export.folder import RECIPE
 from razor.models import make_student
 from razor.train import budget
+from razor.train.budget import Budget
 from razor.train.checkpoints import newest
 from razor.train.evaluation import Evaluation
 from razor.train.facts import record_hashes, text_hashes
@@ -79,31 +80,12 @@ def run_job(job: Job) -> int:
     alone, files = processes.rank() == 0, job.settings.strategy != "deepspeed_zero2"
     # what the first one sees is so for all: disks that machines share may show each something else for a while
     resume_from = processes.gathered(newest(job.folder / "checkpoints", files) if alone else None)[0]
-    loggers = (
-        [make(folder=job.folder, name=job.folder.name) for make in job.loggers.values()] if alone else []
-    )
+    making = job.loggers.values() if alone else ()
+    loggers = [make(folder=job.folder, name=job.folder.name) for make in making]
     L.seed_everything(job.seed, verbose=False)
-    with processes.first():
-        corpus, evaluation, module = _parts(job, prepared)
-    _check_same(corpus)
-    if alone and (kept := budget.kept(job.folder)) is None:
-        length = budget.counted(length, module, corpus, job.rows_per_batch, job.settings.device)
-        length.save(job.folder)
-    elif alone and kept is not None:
-        length = kept
-    length = processes.gathered(length)[0]
-    batches = StepBatches(
-        corpus.train,
-        length.steps,
-        job.rows_per_batch,
-        length.each(job.settings.processes),
-        job.teaching.seed,
-        processes.rank(),
-        processes.world(),
-    )
-    parts = Parts(module(length.steps), batches, corpus, evaluation)
+    parts = _parts(job, prepared, length)
     if alone:
-        record_hashes(job.folder, job.model, corpus)
+        record_hashes(job.folder, job.model, parts.corpus)
     with closing(loggers):
         training = fit(job, parts.module, parts.batches, parts.evaluation, loggers, resume_from)
         if training.interrupted:
@@ -120,7 +102,23 @@ def run_job(job: Job) -> int:
     return 0
 
 
-def _parts(job: Job, prepared: Prepared) -> tuple[Corpus, Evaluation, Callable[[int], DistillModule]]:
+def _parts(job: Job, prepared: Prepared, length: Budget) -> Parts:
+    """Text and models, the same in every process, and the budget as steps, settled by the first."""
+    with processes.first():
+        corpus, evaluation, module = _loaded(job, prepared)
+    _check_same(corpus)
+    if processes.rank() == 0 and budget.kept(job.folder) is None:
+        length = budget.counted(length, module, corpus, job.rows_per_batch, job.settings.device)
+        length.save(job.folder)
+    length = processes.gathered(length)[0]
+    each, rank, world = length.each(job.settings.processes), processes.rank(), processes.world()
+    batches = StepBatches(
+        corpus.train, length.steps, job.rows_per_batch, each, job.teaching.seed, rank, world
+    )
+    return Parts(module(length.steps), batches, corpus, evaluation)
+
+
+def _loaded(job: Job, prepared: Prepared) -> tuple[Corpus, Evaluation, Callable[[int], DistillModule]]:
     """Text and models, read or made; the module still wants the number of steps."""
     settings, teaching, dtype = job.settings, job.teaching, job.settings.dtype
     corpus = teaching.taught(teaching.corpus())

@@ -78,9 +78,16 @@ class EMA(RunCallback):
     @torch.no_grad()
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the average in the place of the weights, before the student is scored."""
-        if self.use and self.average and completed(pl_module):
-            for name, parameter in _trained(pl_module):
-                parameter.copy_(self.average[name])
+        if not self.use or not completed(pl_module):
+            return
+        if not self.average:
+            print(
+                "callbacks.ema: the run ended before the average began, so the student is the last one.",
+                flush=True,
+            )
+            return
+        for name, parameter in _trained(pl_module):
+            parameter.copy_(self.average[name])
 
     def state_dict(self) -> dict[str, Any]:
         """The average."""
