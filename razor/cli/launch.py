@@ -60,7 +60,7 @@ def launch(job: Job) -> int:
         max_restarts=0,
     )
     where = [f"trainer.{key}={_said(getattr(job.settings, key))}" for key in WHERE]
-    words = ["-m", "razor.cli.worker", f"run={job.folder}", "ckpt=last", *where]
+    words = ["-m", "razor.cli.worker", str(os.getpid()), f"run={job.folder}", "ckpt=last", *where]
     print(f"Starting {count} processes ({job.settings.strategy}).", flush=True)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
