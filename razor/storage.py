@@ -68,7 +68,8 @@ def disk_full(path: Path | str) -> RazorError:
 
 def require_space(folder: Path, needed: int, purpose: str, elsewhere: str = "hydra.run.dir=...") -> None:
     """Raise RazorError if the disk of `folder` has fewer than `needed` bytes left; `elsewhere` gives another."""
-    free = shutil.disk_usage(folder).free
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise RazorError(
             f"'{folder}' has {free / 1e9:.1f} GB free, {purpose} needs about {needed / 1e9:.1f} GB: "

@@ -68,7 +68,7 @@ def test_begins_with_what_it_is(path: Path) -> None:
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_root_composes(root: str) -> None:
     config = cli.composed(root, [])
-    assert missing_in(config) <= {"run", "out"}
+    assert missing_in(config) <= {"run", "out", "folder", "repo"}
     assert "debug" in config
 
 

@@ -188,7 +188,14 @@ def verb(words: list[str], place: Place) -> None:
     if words[0].replace("-", "_") == "cache_teacher":
         cli.composed("cache_teacher", words[1:])
         words = [words[0], *made_tiny(words[1:], place)]
+    if words[0] in ("playground", "serve"):  # which would not come back; tests/serve starts them
+        cli.composed(words[0], words[1:])
+        return
     options = dict(word.partition("=")[::2] for word in words[1:])
+    if words[0] == "push":
+        made = place.razor("export", f"run={place.run}", "export=packed", f"out={place.tmp / 'exports'}")
+        assert made.code == 0, made.err
+        options |= {"folder": str(place.tmp / "exports"), "dry_run": "true"}
     if words[0] == "compare":  # where a reader has runs/
         options.setdefault("dirs", "runs")
     options = place.own_files(options, options.get("model", "smollm2_135m"))
@@ -239,7 +246,7 @@ def script(words: list[str], place: Place) -> None:
 
 
 def nothing(words: list[str], place: Place) -> None:
-    """cd, git clone and the like: nothing of ours to check."""
+    """cd, git clone, clients of what we serve and what cannot run here: nothing of ours to check."""
 
 
 def handler(command: str) -> tuple[Callable[[list[str], Place], None], list[str]]:
@@ -258,7 +265,7 @@ def handler(command: str) -> tuple[Callable[[list[str], Place], None], list[str]
         if rest[0].endswith(".py"):
             return script, rest
     kinds = {"razor": verb, "make": make, "pip": pip, "torchrun": torchrun}
-    kinds |= dict.fromkeys(("cd", "source", "."), nothing)
+    kinds |= dict.fromkeys(("cd", "source", ".", "curl", "docker", "vllm"), nothing)
     if program in kinds:
         return kinds[program], rest
     if words[:2] == ["git", "clone"]:

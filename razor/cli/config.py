@@ -66,6 +66,12 @@ def quantization(config: DictConfig) -> Any:
     return build(config.quant)
 
 
+def about(config: DictConfig, recipe: Any) -> dict[str, str | None]:
+    """What a compressed model is called by cards and tables: model, recipe and where both come from."""
+    told = {key: config.model.get(key) for key in ("base", "licence", "note")}
+    return {"model": config.model.name, "quant": recipe.name, "w_a_kv": recipe.w_a_kv} | told
+
+
 def from_recipe(key: str, default: Any, *, _root_: DictConfig) -> Any:
     """`${from_recipe:key,default}`: a key of the file given as `recipe=FILE`, or the default without one."""
     path = OmegaConf.select(_root_, "recipe")

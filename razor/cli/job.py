@@ -11,7 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from razor import processes
-from razor.cli.config import build, conf_dir, quantization
+from razor.cli.config import about, build, conf_dir, quantization
+from razor.cli.export import exporters_of
 from razor.cli.guard import INTERRUPTED, guarded
 from razor.cli.launch import WHERE, announce, announced, launch, only_first_talks
 from razor.cli.standing import BEGUN, FINISHED, clear, failures_kept, saved_config, standing
@@ -32,11 +33,12 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     assert isinstance(plain, dict)
     own = folder / RECIPE
     kept = Recipe.load(own) if resume and own.is_file() else None  # nothing outside its folder steers a run
+    recipe = kept.quant if kept and kept.quant else quantization(config)
     job = Job(
         folder=folder,
         teaching=teaching(config, cache_command(overrides_of(folder), config.get("teacher_targets"))),
         model_note=config.model.note,
-        recipe=kept.quant if kept and kept.quant else quantization(config),
+        recipe=recipe,
         objective=kept.distill if kept and kept.distill else build(config.distill),
         rows_per_batch=config.data.rows_per_batch,
         benchmark=build(config.evals),
@@ -44,6 +46,8 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
         callbacks=build(config.get("callbacks")) or {},
         seed=config.seed,
         config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
+        about=about(config, recipe),
+        exporters=exporters_of(config.get("export")),
     )
     if not resume:
         with atomic_write(folder / "config.yaml") as temporary:

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from razor.cli.compare import compare
-from razor.cli.config import build, composed, conf_dir, model_source, quantization
+from razor.cli.config import about, build, composed, conf_dir, model_source, quantization
 from razor.cli.estimate import estimate
+from razor.cli.export import export
+from razor.cli.push import push
 from razor.cli.rerun import rerun
+from razor.cli.talk import chat, playground, serve
 from razor.cli.teacher import teaching
 from razor.errors import RazorError
 
@@ -77,7 +80,7 @@ def quantize(overrides: Sequence[str]) -> int:
     recipe.quant.plan(source.skeleton())  # what does not fit is said before weights are loaded
     check_place(folder)
     student = apply(source.load(torch.bfloat16), recipe).eval()
-    save(student, source.tokenizer(), folder)
+    save(student, source.tokenizer(), folder, about(config, recipe.quant))
     check_packed(student, folder, torch.arange(64).unsqueeze(0) % student.config.get_text_config().vocab_size)
     size = packed_bytes(folder) / 1e6
     print(f"{folder}: {recipe.quant.w_a_kv}, {size:.1f} MB of weights, read back with the same logits")
@@ -131,20 +134,6 @@ def cache_teacher(overrides: Sequence[str]) -> int:
     return 0
 
 
-def chat(overrides: Sequence[str]) -> int:
-    """`razor chat`: talk to a packed model."""
-    from razor.serve.chat import Chat
-
-    config = composed("chat", overrides)
-    options = {key: value for key, value in config.items() if key not in ("run", "prompt", "debug")}
-    talk = Chat.open(Path(config.run), **options)  # type: ignore[arg-type]
-    if config.prompt is not None:
-        talk.answer(str(config.prompt))
-    else:
-        talk.loop()
-    return 0
-
-
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "size": size,
     "plan": plan,
@@ -152,7 +141,11 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "formats": formats,
     "quantize": quantize,
     "cache_teacher": cache_teacher,
+    "export": export,
+    "push": push,
     "compare": compare,
     "rerun": rerun,
     "chat": chat,
+    "playground": playground,
+    "serve": serve,
 }

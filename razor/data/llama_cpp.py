@@ -1,10 +1,9 @@
 """Text from a GGUF file of the teacher, written by llama.cpp.
 
-Some teachers are at hand only as a GGUF, and on a Mac or a graphics card llama.cpp is fast. The package `xllamacpp`
-brings its server inside a wheel, without a compiler. The server writes many texts at once and continues to do so
-as texts end and others begin; here each text is one request per turn, with token ids in and out, and its script
-(`sampling.py`) is played over what comes back. So a text has the same turns, stops and limits as one that
-Transformers writes.
+Some teachers are at hand only as a GGUF, and on a Mac or a graphics card llama.cpp is fast. Its server
+(`razor.models.llama_server`) writes many texts at once and continues to do so as texts end and others begin; here
+each text is one request per turn, with token ids in and out, and its script (`sampling.py`) is played over what
+comes back. So a text has the same turns, stops and limits as one that Transformers writes.
 
 **What differs.** A GGUF mostly holds rounded weights and llama.cpp rounds activations to 8 bits too: this is the
 text of another teacher, kept under another hash (that of the file's content). `top_p` counts among the `top_k`
@@ -14,10 +13,6 @@ change the last bits and with them a token: a shard that has to be made again ma
 
 from __future__ import annotations
 
-import importlib
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -28,12 +23,10 @@ import torch
 from razor.data.document import name_of
 from razor.data.sampling import Sampling, Text
 from razor.errors import RazorError
+from razor.models.llama_server import LlamaServer
 
 PROBE = "Plain text, <|im_start|>marks</s>, 12345 & ünïcödé:\n\n\tdone."
 """Two tokenizers that read this alike are taken for the same."""
-
-LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks this machine itself, whatever proxy the environment names."""
 
 
 class LlamaCpp:
@@ -51,18 +44,14 @@ class LlamaCpp:
     """
 
     def __init__(self, gguf: Path, texts: int, longest: int, tokenizer: Any) -> None:
-        package = load_package()
-        params = package.CommonParams()
-        params.model.path = str(gguf)
-        params.n_parallel, params.n_ctx = texts, texts * longest
-        params.n_predict, params.cache_ram_mib, params.verbosity = -1, 0, 0
-        params.fit_params = params.kv_unified = params.warmup = False
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-        try:
-            self._server = package.Server(params)
-        except Exception as error:  # C++ errors of any kind
-            reason = " ".join(str(error).split())[:200]
-            raise RazorError(f"llama.cpp cannot load data.source.gguf='{gguf}': {reason}") from error
+        self._server = LlamaServer(
+            gguf,
+            context=longest,
+            parallel=texts,
+            kv="f16",
+            threads=torch.get_num_threads(),
+            key="data.source.gguf",
+        )
         self._texts = texts
         self._check(gguf, longest, tokenizer)
 
@@ -89,7 +78,7 @@ class LlamaCpp:
             if turn is None:
                 text.take(-1)  # a given token: what is drawn does not matter
                 continue
-            drawn = self._post(
+            drawn = self._server.ask(
                 "/completion",
                 prompt=text.tokens,
                 n_predict=turn.limit,
@@ -110,8 +99,8 @@ class LlamaCpp:
         return used
 
     def _check(self, gguf: Path, longest: int, tokenizer: Any) -> None:
-        facts = self._post("/v1/models")["data"][0]["meta"]
-        ids = self._post("/tokenize", content=PROBE, add_special=False, parse_special=True)["tokens"]
+        facts = self._server.facts()
+        ids = self._server.ask("/tokenize", content=PROBE, add_special=False, parse_special=True)["tokens"]
         own = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         if ids != own or facts["n_vocab"] < len(tokenizer):
             raise RazorError(
@@ -125,34 +114,3 @@ class LlamaCpp:
             )
         self._eos = tokenizer.eos_token_id
         self._never = [[token, False] for token in range(len(tokenizer), facts["n_vocab"])]
-
-    def _post(self, path: str, **body: Any) -> Any:
-        """A JSON answer of the server; no body asks with GET."""
-        request = urllib.request.Request(
-            self._server.listening_address + path,
-            json.dumps(body).encode() if body else None,
-            {"Content-Type": "application/json"},
-        )
-        try:
-            with LOCAL.open(request) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            reason = " ".join(error.read(200).decode(errors="replace").split())
-            raise RazorError(f"llama.cpp refuses {path}: {reason}") from error
-        except OSError as error:
-            raise RazorError(f"llama.cpp does not answer {path}: {error}") from error
-
-
-def load_package() -> Any:
-    """The module `xllamacpp`.
-
-    Raises:
-        RazorError: it is not installed.
-    """
-    try:
-        return importlib.import_module("xllamacpp")
-    except ImportError as error:
-        raise RazorError(
-            "data.source.engine=llama_cpp needs the package xllamacpp: pip install 'razor-qad[llama-cpp]' "
-            "(or pip install xllamacpp), or leave data.source.engine=transformers."
-        ) from error

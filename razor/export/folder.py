@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from razor.errors import RazorError
-from razor.export.packed import CARD, load_packed, save_packed
+from razor.export.packed import load_packed, save_packed
+from razor.export.packed_files import is_packed
 from razor.recipe import Quantized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from razor.quant.coded import Hold
 
 RECIPE = "recipe.yaml"
 """In a packed folder and in that of a run: what was done to the model; a resumed run goes by it."""
@@ -22,17 +26,24 @@ def check_place(folder: Path) -> None:
     Raises:
         RazorError: a file, or a folder that holds something else and would be lost.
     """
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / CARD).is_file())):
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or is_packed(folder))):
         raise RazorError(f"'{folder}' is there already and no packed model: choose another folder.")
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    about: Mapping[str, str | None] | None = None,
+) -> None:
     """Pack a model that `razor.quantize` made, with its recipe beside it.
 
     Args:
         model: in training or not, on any device.
         tokenizer: saved with it.
         folder: made or replaced, all or nothing.
+        about: what cards and tables call it (model, quant, w_a_kv, base, licence, note); by default what model and
+            recipe say of themselves.
 
     Raises:
         RazorError: the model was not quantized by `razor.quantize`, there is no tokenizer, the folder holds
@@ -46,14 +57,22 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
             f"tokenizer={tokenizer!r}: give the model's tokenizer, a packed folder holds it too."
         )
     check_place(Path(folder))
-    save_packed(model, done.plan, tokenizer, done.compute_dtype, Path(folder))
+    if about is None:
+        name = Path(str(getattr(model.config, "name_or_path", "") or model.config.model_type)).name
+        assert done.recipe.quant is not None
+        about = {"model": name, "quant": done.recipe.name, "w_a_kv": done.recipe.quant.w_a_kv}
+    save_packed(model, done.plan, tokenizer, done.compute_dtype, Path(folder), about)
     done.recipe.save(Path(folder) / RECIPE)
 
 
-def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(folder: str | Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A packed model on the CPU, ready to generate, and its tokenizer.
+
+    Args:
+        folder: made by `save`, or by a run.
+        hold: what is kept in memory, see `razor.quant.coded.Hold`.
 
     Raises:
         RazorError: no packed folder, made by a newer version, or damaged.
     """
-    return load_packed(Path(folder))
+    return load_packed(Path(folder), hold)

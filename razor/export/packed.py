@@ -1,36 +1,35 @@
 """The small model: a folder whose weights really take the bits that were promised.
 
-    model.safetensors   packed codes and fp16 scales, 16-bit norms; tensor names are those of the coded model
-    razor.json          format version, plan, architecture, compute dtype, checksums
-    tokenizer files     as Transformers writes them
-    generation_config.json
-
-No pickle, no code. Loading rebuilds the architecture from `razor.json`, swaps in layers that compute on the
-packed tensors (see `razor.quant.coded`), and gives the logits of the trained student bit for bit.
+It is a folder of Transformers (see `razor.export.packed_files` for what lies in it): after `import razor`,
+`AutoModelForCausalLM.from_pretrained(folder)` and `pipeline` load it. No pickle, no code. Loading rebuilds the
+architecture, swaps in layers that compute on the packed tensors (see `razor.quant.coded`), and gives the logits of
+the trained student bit for bit.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from razor.errors import RazorError
-from razor.models import config_from, quantize_kv
-from razor.quant import Plan, packed_state, swap_in_coded
+from razor.export.hf_quantizer import METHOD, VERSION
+from razor.export.packed_files import CARD, CONFIG, INDEX, WEIGHTS, check_sums, read_card
+from razor.quant import Plan, packed_state
 from razor.storage import atomic_write, file_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1
-WEIGHTS, CARD = "model.safetensors", "razor.json"
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)
-}
+    from razor.quant.coded import Hold
+
+SHARD = 5 * 10**9
+"""Bytes of a weights file, at most."""
 
 
 def save_packed(
@@ -39,71 +38,122 @@ def save_packed(
     tokenizer: PreTrainedTokenizerBase,
     compute_dtype: torch.dtype,
     folder: Path,
+    about: Mapping[str, str | None] | None = None,
+    shard: int = SHARD,
 ) -> None:
     """Pack a trained student into a folder, all or nothing.
+
+    Args:
+        student: quantized by the plan.
+        plan: formats of its weights.
+        tokenizer: saved with it.
+        compute_dtype: of its forward pass.
+        folder: made or replaced.
+        about: what was compressed (model, quant, w_a_kv, base, licence, note), for cards and tables.
+        shard: bytes of a weights file at most.
 
     Raises:
         RazorError: the disk is full.
     """
-    from safetensors.torch import save
-
     with atomic_write(folder) as temporary:
         temporary.mkdir()
-        # not save_file: a full disk must be an OSError, and others may read the file
-        weights = save(packed_state(student, plan), metadata={"format": f"razor-{VERSION}"})
-        (temporary / WEIGHTS).write_bytes(weights)
+        _write_weights(packed_state(student, plan), temporary, shard)
         tokenizer.save_pretrained(temporary)
         student.generation_config.save_pretrained(temporary)
-        architecture = student.config.to_diff_dict() | {"model_type": student.config.model_type}
+        config = copy.deepcopy(student.config)
+        config.architectures, config.dtype = [type(student).__name__], _name(compute_dtype)
+        config.quantization_config = {
+            "quant_method": METHOD,
+            "version": VERSION,
+            "compute_dtype": _name(compute_dtype),
+            "plan": plan.to_dict(),
+        }
+        config.save_pretrained(temporary)
+        files = sorted(path for path in temporary.iterdir() if path.is_file())
         card = {
             "version": VERSION,
-            "compute_dtype": str(compute_dtype).removeprefix("torch."),
-            "architecture": {k: v for k, v in architecture.items() if not k.startswith("_")},
-            "plan": plan.to_dict(),
-            "sha256": {WEIGHTS: file_digest(temporary / WEIGHTS)},
+            "about": {key: value for key, value in (about or {}).items() if value is not None},
+            "sha256": {path.name: file_digest(path) for path in files},
         }
         (temporary / CARD).write_text(json.dumps(card, indent=1))
 
 
-def load_packed(folder: Path, keep_decoded: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _write_weights(state: dict[str, Tensor], folder: Path, shard: int) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save
+
+    split = split_torch_state_dict_into_shards(state, max_shard_size=shard)
+    for name, tensors in split.filename_to_tensors.items():
+        # not save_file: a full disk must be an OSError, and others may read the file
+        content = save({t: state[t] for t in tensors}, metadata={"format": "pt"})
+        (folder / name).write_bytes(content)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=1))
+
+
+def reshard(folder: Path, shard: int) -> None:
+    """Write the weights of a packed folder again, in files of at most `shard` bytes, and vouch for them."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        state |= load_file(path)
+        path.unlink()
+    (folder / INDEX).unlink(missing_ok=True)
+    _write_weights(state, folder, shard)
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    card["sha256"] = {name: d for name, d in card["sha256"].items() if (folder / name).is_file()}
+    for path in (*folder.glob("*.safetensors"), *folder.glob(INDEX)):
+        card["sha256"][path.name] = file_digest(path)
+    (folder / CARD).write_text(json.dumps(card, indent=1))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def load_packed(folder: Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a packed folder on the CPU, ready to generate (keys and values in a `QuantCache`, if the plan says so).
 
     Args:
-        folder: made by `save_packed`.
-        keep_decoded: keep decoded 16-bit weights in memory (fast); False decodes at each use (small).
+        folder: made by `save_packed`, or saved again by Transformers.
+        hold: "decoded" keeps 16-bit weights in memory (fast), "packed" decodes at each use (small), "int4"
+            multiplies with 4-bit codes (small and fast, equal up to rounding).
 
     Raises:
-        RazorError: no packed folder, made by a newer version, or damaged.
+        RazorError: no packed folder, made by another version, or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    card = _read_card(folder)
-    plan, compute_dtype = Plan.from_dict(card["plan"]), DTYPES[card["compute_dtype"]]
+    read_card(folder)
+    check_sums(folder)
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise RazorError(f"'{folder / WEIGHTS}' cannot be read: it is missing.")
+    _check_generation(folder / "generation_config.json")
     try:
-        if file_digest(folder / WEIGHTS) != card["sha256"][WEIGHTS]:
-            raise RazorError(f"'{folder / WEIGHTS}' is damaged: its checksum is not the one in {CARD}.")
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise RazorError(f"'{folder / WEIGHTS}' cannot be read ({type(error).__name__}: {error}).") from error
-    model = _empty(_config_of(folder, card), compute_dtype)
-    swap_in_coded(model, plan, compute_dtype, keep_decoded)
-    _fill(model, state, compute_dtype, folder)
-    if plan.kv_cache is not None:
-        quantize_kv(model, plan.kv_cache)
-    if (folder / "generation_config.json").is_file():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise RazorError(
-                f"'{folder / 'generation_config.json'}' is damaged: it cannot be read."
-            ) from error
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config.quantization_config["hold"] = hold
+        model = AutoModelForCausalLM.from_pretrained(str(folder), config=config, local_files_only=True)
+    except RazorError:
+        raise
+    except Exception as error:  # whatever Transformers makes of a field that is not right
+        reason = " ".join(str(error).split())[:200]
+        raise RazorError(f"'{folder}' is damaged: Transformers cannot load it ({reason}).") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise RazorError(f"'{folder}' lacks a tokenizer that can be read (tokenizer.json).") from error
-    return model.eval().requires_grad_(False), tokenizer
+    return model.eval(), tokenizer
+
+
+def _check_generation(path: Path) -> None:
+    """Transformers goes on without a file that it cannot read."""
+    try:
+        if path.is_file():
+            json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RazorError(f"'{path}' is damaged: it cannot be read.") from error
 
 
 def check_packed(
@@ -134,69 +184,8 @@ def check_packed(
 
 
 def packed_bytes(folder: Path) -> int:
-    """Bytes of the weights file."""
-    return (folder / WEIGHTS).stat().st_size
+    """Bytes of the weights files."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    try:
-        card = json.loads((folder / CARD).read_text())
-        if card["version"] > VERSION:
-            raise RazorError(
-                f"'{folder}' was packed in format {card['version']}; this Razor reads up to {VERSION}."
-            )
-        if missing := {"plan", "architecture", "compute_dtype", "sha256"} - set(card):
-            raise RazorError(f"'{folder / CARD}' is damaged: it lacks '{min(missing)}'.")
-        if not isinstance(card["sha256"], dict) or WEIGHTS not in card["sha256"]:
-            raise RazorError(f"'{folder / CARD}' is damaged: its sha256 lacks {WEIGHTS}.")
-        if card["compute_dtype"] not in DTYPES:
-            raise RazorError(
-                f"'{folder / CARD}' has compute_dtype '{card['compute_dtype']}'. Choices: {', '.join(DTYPES)}."
-            )
-        return dict(card)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, RazorError):
-            raise
-        raise RazorError(f"'{folder}' is no packed model: {CARD} is missing or damaged.") from error
-
-
-def _config_of(folder: Path, card: dict[str, Any]) -> Any:
-    try:
-        return config_from(folder.name, card["architecture"])
-    except RazorError:
-        raise
-    except Exception as error:  # whatever Transformers makes of a field that is not right
-        reason = " ".join(str(error).split())[:200]
-        raise RazorError(f"'{folder / CARD}' is damaged: its architecture is none ({reason}).") from error
-
-
-def _empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """The architecture with its buffers (rotary frequencies, scales) but without initialised weights."""
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()
-    return model
-
-
-def _fill(model: PreTrainedModel, state: dict[str, Any], dtype: torch.dtype, folder: Path) -> None:
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    unknown = sorted(set(state) - set(expected))
-    wrong = sorted(n for n in set(state) & set(expected) if state[n].shape != expected[n])
-    if unknown or wrong:
-        raise _misfit(folder, (unknown + wrong)[0])
-    model.load_state_dict(state, assign=True, strict=False)
-    shared = {name for name in expected if name not in state}
-    filled = {id(buffer) for name, buffer in model.named_buffers(remove_duplicate=False) if name in state}
-    left = [n for n, b in model.named_buffers(remove_duplicate=False) if n in shared and id(b) not in filled]
-    left += [n for n, _ in model.named_parameters() if n not in state]
-    if left:
-        raise _misfit(folder, left[0])
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
-def _misfit(folder: Path, tensor: str) -> RazorError:
-    return RazorError(f"'{folder}' does not hold the model its {CARD} describes: see tensor '{tensor}'.")
+__all__ = ["CARD", "CONFIG", "WEIGHTS", "check_packed", "load_packed", "packed_bytes", "save_packed"]

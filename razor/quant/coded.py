@@ -9,7 +9,8 @@ need no translation, and a coded model can be saved again. A tied head and embed
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,18 @@ from torch import Tensor, nn
 from razor.quant.apply import planned, swap
 from razor.quant.codes import Codes
 from razor.quant.format import Format
-from razor.quant.layers import FakeQuantizer
+from razor.quant.grouped import Grouped
+from razor.quant.int4_kernel import FEW, Int4Weight
+from razor.quant.layers import FakeQuantizer, InputQuantizer
 from razor.quant.lending import CODED, WEIGHTS, lend, slot
 from razor.quant.plan import Plan
 from razor.quant.sites import Site
 from razor.quant.view import MatrixView
+
+Hold = Literal["decoded", "packed", "int4"]
+"""What of a weight is kept in memory: decoded 16-bit numbers (bit for bit the student, fast); the packed codes,
+decoded at each use (bit for bit, small, slow); or 4-bit codes in a kernel's layout (small and fast, equal up to
+rounding; weights that do not fit it stay packed)."""
 
 
 class CodedWeight(nn.Module):
@@ -32,7 +40,7 @@ class CodedWeight(nn.Module):
         format: how to read it.
         shape: shape of the weight.
         packed: its tensors by name; None makes empty ones, to be loaded into.
-        keep: keep the decoded weight in memory (fast) instead of decoding at each use (small).
+        hold: what is kept in memory, see `Hold`.
         view: how the format sees the weight.
     """
 
@@ -41,22 +49,46 @@ class CodedWeight(nn.Module):
         format: Format,
         shape: tuple[int, ...],
         packed: dict[str, Tensor] | None = None,
-        keep: bool = True,
+        hold: Hold = "decoded",
         view: MatrixView | None = None,
     ) -> None:
         super().__init__()
-        self.format, self.shape, self.keep = format, tuple(shape), keep
+        self.format, self.shape, self.hold = format, tuple(shape), hold
         self.view = view or MatrixView()
         self._decoded: Tensor | None = None
+        self._int4: Int4Weight | None = None
         layout = format.packed_layout(self.view.shape(self.shape))
         for name, (size, dtype) in layout.items():
             tensor = packed[name] if packed else torch.empty(size, dtype=dtype)
             self.register_buffer(name.replace(".", "_"), tensor)
         self._names = list(layout)
 
+    def forget(self) -> None:
+        """Let go of what was made from the codes: they have changed."""
+        self._decoded = None
+
+    def arrange(self) -> None:
+        """Put the codes into the layout of the 4-bit kernel, if that is how they are to be held and they fit."""
+        if self.hold != "int4" or self._int4 is not None or len(self.shape) != 2 or self.view != MatrixView():
+            return
+        if (made := Int4Weight.of(self.format, self.unpacked())) is not None:
+            self._int4 = made
+            for name in self._names:
+                setattr(self, name.replace(".", "_"), None)
+            kept = {"int4_codes": made.codes, "int4_scales": made.scales, "kept_scales": made.kept.scales}
+            for name, tensor in kept.items():  # so that who counts buffers counts them
+                self.register_buffer(name, tensor, persistent=False)
+
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        self._decoded = None  # of the codes before
+        self.forget()
         super()._load_from_state_dict(*arguments, **options)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self._int4 is None:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        for name, tensor in self.format.pack(self.unpacked()).items():
+            destination[prefix + name.replace(".", "_")] = tensor
 
     def _apply(self, *arguments: Any, **options: Any) -> CodedWeight:
         self._decoded, before = None, dict(self.named_buffers())
@@ -69,6 +101,8 @@ class CodedWeight(nn.Module):
 
     def unpacked(self) -> Codes:
         """The codes [rows, columns]."""
+        if self._int4 is not None:
+            return replace(self._int4.kept, values=self._int4.values())
         packed = {name: getattr(self, name.replace(".", "_")) for name in self._names}
         return self.format.unpack(packed, self.view.shape(self.shape))
 
@@ -79,14 +113,36 @@ class CodedWeight(nn.Module):
         # an inference tensor, kept, would be of no use to whoever differentiates later
         with torch.inference_mode(False), torch.no_grad():
             decoded = self.view.back(self.format.decode(self.unpacked()).to(dtype), self.shape)
-        self._decoded = decoded if self.keep else None
+        self._decoded = decoded if self.hold == "decoded" else None
         return decoded
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., in] times the weight [out, in], and a bias [out]: [..., out]."""
+        few = x.numel() <= FEW * x.shape[-1] and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        if self._int4 is not None and few:
+            product = self._int4.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+            return product if bias is None else product + bias
+        return F.linear(x, self(x.dtype), bias)
+
+    def look_up(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of the weight by their numbers, [...] -> [..., columns]; no more is decoded than these."""
+        if self.hold == "decoded" or not isinstance(self.format, Grouped) or self.format.group == "tensor":
+            return F.embedding(tokens, self(dtype))
+        index, columns = tokens.reshape(-1), self.shape[1]
+        if self._int4 is not None:
+            codes = self._int4.rows(index)
+        else:
+            part = {name: getattr(self, name).index_select(0, index) for name in self._names}
+            codes = self.format.unpack(part, (len(index), columns))
+        return self.format.decode(codes).to(dtype).view(*tokens.shape, columns)
 
 
 class CodedLinear(nn.Module):
     """A linear layer on a packed weight; inference only."""
 
-    def __init__(self, coded: CodedWeight, bias: nn.Parameter | None, activations: Format | None) -> None:
+    def __init__(
+        self, coded: CodedWeight, bias: nn.Parameter | None, activations: InputQuantizer | None
+    ) -> None:
         super().__init__()
         self.coded, self.activations, self.bias = coded, activations, bias
         self.out_features, self.in_features = coded.shape
@@ -94,8 +150,7 @@ class CodedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         x = x if self.activations is None else self.activations(x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.coded(x.dtype), bias)
+        return self.coded.multiply(x, None if self.bias is None else self.bias.to(x.dtype))
 
 
 class CodedEmbedding(nn.Module):
@@ -110,29 +165,60 @@ class CodedEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[...] -> [..., width]."""
-        return F.embedding(tokens, self.coded(self.compute_dtype), self.padding_idx)
+        return self.coded.look_up(tokens, self.compute_dtype)
 
 
-def swap_in_coded(model: nn.Module, plan: Plan, compute_dtype: torch.dtype, keep: bool = True) -> None:
+def swap_in_coded(model: nn.Module, plan: Plan, compute_dtype: torch.dtype, hold: Hold = "decoded") -> None:
     """Replace the planned weights of `model` (meta device is enough) by empty coded ones, in place.
 
     Afterwards `load_state_dict(packed_state(student, plan), assign=True)` fills it. Tied layers share one
-    `CodedWeight`; the state then holds it under the name of the first.
+    `CodedWeight`; the state then holds it once, under the name of the first.
     """
     coded: dict[int, CodedWeight] = {}
+    inputs: dict[str, InputQuantizer] = {}
     swapped: dict[nn.Module, nn.Module] = {}
     for site, weights, activations in planned(model, plan):
         module, weight = site.module, site.weight
+        rounding = None
+        if activations is not None:
+            rounding = inputs.setdefault(str(activations.spec()), InputQuantizer(activations))
         if id(weight) not in coded:
-            coded[id(weight)] = CodedWeight(weights, tuple(weight.shape), keep=keep, view=site.view)
+            coded[id(weight)] = CodedWeight(weights, tuple(weight.shape), hold=hold, view=site.view)
         if type(module) is nn.Linear:
-            swapped[module] = CodedLinear(coded[id(weight)], module.bias, activations)
+            swapped[module] = CodedLinear(coded[id(weight)], module.bias, rounding)
         elif type(module) is nn.Embedding:
             swapped[module] = CodedEmbedding(coded[id(weight)], compute_dtype, module.padding_idx)
         else:
-            lend(module, site.attribute, CODED, coded[id(weight)], compute_dtype, site.kind, activations)
+            lend(module, site.attribute, CODED, coded[id(weight)], compute_dtype, site.kind, rounding)
             module._parameters[site.attribute] = None
     swap(model, swapped)
+    model.register_state_dict_post_hook(_once)
+    model.register_load_state_dict_pre_hook(_everywhere)
+
+
+def _once(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave out the second name of a tied weight."""
+    for other in _aliases(model):
+        state.pop(prefix + other, None)
+
+
+def _everywhere(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Put it in again, where a state is loaded that was saved without."""
+    for other, first in _aliases(model).items():
+        if prefix + first in state:
+            state.setdefault(prefix + other, state[prefix + first])
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Second and further names of the tensors of tied weights, with their first."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, CodedWeight):
+            earlier = first.setdefault(id(module), path)
+            if earlier != path:
+                found |= {f"{path}.{name}": f"{earlier}.{name}" for name in module._buffers}
+    return found
 
 
 def encoded(model: nn.Module, plan: Plan) -> Iterator[tuple[Site, Format, Codes]]:

@@ -155,6 +155,8 @@ class Format(nn.Module, ABC):
         """`fake(x)` with the format's gradient."""
         with torch.no_grad():
             quantized = self.fake(x, dtype)
+        if not torch.is_grad_enabled():  # answering token by token, small costs count
+            return quantized
         return FakeQuantize.apply(x, quantized, self, *self.learned())
 
     def bits(self, shape: Shape) -> float:

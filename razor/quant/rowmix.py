@@ -13,6 +13,7 @@ scores from elsewhere (`choose`); the map, one bit a row, is then stored and cou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -32,9 +33,18 @@ Rows = Literal["even", "error"]
 
 def even_rows(rows: int, fraction: float) -> Tensor:
     """[rows] bool: which rows are high; `ceil(rows * fraction)` of them, evenly spread from row 0."""
-    exact = Fraction(fraction).limit_denominator(1 << 20)  # the float 1/3 means one third
+    exact = _exact(fraction)
     missing = (-torch.arange(rows) * exact.numerator) % exact.denominator  # from i * p up to a whole number
     return missing < exact.numerator
+
+
+def count_high(rows: int, fraction: float) -> int:
+    """How many of the rows are high: `ceil(rows * fraction)`."""
+    return math.ceil(rows * _exact(fraction))
+
+
+def _exact(fraction: float) -> Fraction:
+    return Fraction(fraction).limit_denominator(1 << 20)  # the float 1/3 means one third
 
 
 def interleaved(rows: list[Tensor], parts: list[Tensor]) -> Tensor:
@@ -89,7 +99,7 @@ class RowMix(Format):
         return False
 
     def _sizes(self, shape: Shape) -> tuple[tuple[str, Grouped, tuple[int, ...]], ...]:
-        many = int(even_rows(shape[0], self.fraction).sum())
+        many = count_high(shape[0], self.fraction)
         sizes = ("high", self.high, many), ("low", self.low, shape[0] - many)
         return tuple((name, part, (rows, *shape[1:])) for name, part, rows in sizes)
 
@@ -104,7 +114,7 @@ class RowMix(Format):
 
     def top(self, scores: Tensor) -> Tensor:
         """[rows] bool: `ceil(rows * fraction)` rows of highest score; among equals the earlier."""
-        many = int(even_rows(len(scores), self.fraction).sum())
+        many = count_high(len(scores), self.fraction)
         chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         chosen[scores.argsort(descending=True, stable=True)[:many]] = True
         return chosen
@@ -130,7 +140,7 @@ class RowMix(Format):
 
     def _bound(self, weight: Tensor, chosen: Tensor) -> RowMix:
         # by index lists: on the meta device a mask would have no known size
-        many = int(even_rows(len(weight), self.fraction).sum())
+        many = count_high(len(weight), self.fraction)
         order = torch.argsort((~chosen).to(torch.uint8), stable=True)
         high, low = self.high.bind(weight[order[:many]]), self.low.bind(weight[order[many:]])
         if self.rows == "even" and high is self.high and low is self.low:

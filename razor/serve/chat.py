@@ -1,99 +1,56 @@
-"""Talk to a packed model in the terminal."""
+"""Talk to a model in the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
 
 from razor.errors import RazorError
-from razor.export.packed import CARD, load_packed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from razor.serve.engine import Answer, Engine, Settings
 
 
 @dataclass
 class Chat:
-    """A conversation; tokens appear as they are made.
+    """A conversation; text appears as it is written.
 
     Args:
-        model: packed or not, any causal language model.
-        tokenizer: its tokenizer; without a chat template the model just continues the text.
-        max_new_tokens: length limit of an answer, tokens.
-        temperature: 0 takes the likeliest token each time.
-        top_p: nucleus of the distribution to sample from.
-        seed: of the sampling.
-
-    Raises:
-        RazorError: a number out of range.
+        engine: who answers.
+        settings: how answers are drawn.
+        system: what the model is told before the first message.
+        show: gets the pieces of text.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    max_new_tokens: int = 128
-    temperature: float = 0.7
-    top_p: float = 0.9
-    seed: int = 0
+    engine: Engine
+    settings: Settings = field(default_factory=Settings)
+    system: str | None = None
+    show: Callable[[str], None] = lambda text: print(text, end="", flush=True)
     messages: list[dict[str, str]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        for key, least, most in (("max_new_tokens", 1, 1 << 20), ("temperature", 0, 100), ("top_p", 0.01, 1)):
-            value = getattr(self, key)
-            if not isinstance(value, (int, float)) or not least <= value <= most:
-                raise RazorError(f"{key}='{value}' must be a number in {least}..{most}.")
-
-    @classmethod
-    def open(cls, run: Path, **options: Any) -> Chat:
-        """Open a run folder or a packed folder.
+    def answer(self, message: str) -> Answer:
+        """Answer one message; the conversation goes on from there, also after Ctrl-C.
 
         Raises:
-            RazorError: there is no packed model.
+            RazorError: the conversation has become longer than the model reads; the message is taken back.
+            KeyboardInterrupt: passed on, with what was said by then in `messages`.
         """
-        folder = next((f for f in (run, run / "packed") if (f / CARD).is_file()), None)
-        if folder is None:
-            raise RazorError(
-                f"run='{run}' holds no packed model (a finished run has one in its packed/ folder)."
-            )
-        model, tokenizer = load_packed(folder)
-        torch.manual_seed(options.get("seed", 0))
-        return cls(model, tokenizer, **options)
-
-    def answer(self, message: str) -> str:
-        """Answer one message, printing it as it comes; the conversation goes on from there."""
-        from transformers import TextStreamer
-
-        self.messages.append({"role": "user", "content": message})
-        inputs: Any
-        if self.tokenizer.chat_template:
-            inputs = self.tokenizer.apply_chat_template(
-                self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        else:
-            inputs = self.tokenizer(message, return_tensors="pt")
-        sampling: dict[str, Any] = {"do_sample": self.temperature > 0}
-        if self.temperature > 0:
-            sampling |= {"temperature": self.temperature, "top_p": self.top_p}
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        generate: Any = self.model.generate
-        with torch.inference_mode():
-            out = generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                max_new_tokens=self.max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-                streamer=streamer,
-                **sampling,
-            )
-        text = str(self.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-        self.messages.append({"role": "assistant", "content": text})
-        return text
+        asked = [*self.messages, {"role": "user", "content": message}]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        answer = Answer()
+        try:
+            for now in self.engine.answer([*system, *asked], self.settings):
+                self.show(now.text[len(answer.text) :])
+                answer = now
+        finally:
+            self.show("\n")
+            if answer.text or answer.ended:
+                self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        return answer
 
     def loop(self) -> None:
-        """Read messages until an empty line, /quit or the end of input; /new forgets the conversation."""
-        print("Type a message; /new starts over, an empty line or /quit leaves.")
+        """Read messages until an empty line, /quit or the end of input; /new starts over, Ctrl-C ends an answer."""
+        self.show(
+            f"{self.engine.name}, {self.engine.runtime}. /new starts over, an empty line or /quit leaves.\n"
+        )
         while True:
             try:
                 message = input("> ").strip()
@@ -104,4 +61,9 @@ class Chat:
             if message == "/new":
                 self.messages.clear()
                 continue
-            self.answer(message)
+            try:
+                self.show(f"[{self.answer(message).figures()}]\n")
+            except KeyboardInterrupt:
+                self.show("[stopped]\n")
+            except RazorError as error:
+                self.show(f"{error} (/new)\n")

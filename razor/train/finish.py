@@ -9,10 +9,13 @@ from razor.data.corpus import Corpus
 from razor.data.steps import StepBatches
 from razor.evals.figures import draw_losses, draw_score_vs_ratio
 from razor.evals.report import Report, Row
+from razor.export.compressed import Compressed
+from razor.export.exporter import export
 from razor.export.folder import RECIPE
 from razor.export.packed import check_packed, packed_bytes, save_packed
 from razor.train.evaluation import Evaluation
 from razor.train.facts import environment, record_hashes
+from razor.train.job import EXPORTS
 from razor.train.loggers import LOGS
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ def finish(
     """Pack, check and report; prints the table and what was made."""
     packed = job.folder / "packed"
     student = student.cpu().eval()
-    save_packed(student, prepared.plan, evaluation.tokenizer, job.settings.dtype, packed)
+    save_packed(student, prepared.plan, evaluation.tokenizer, job.settings.dtype, packed, job.about)
     prepared.recipe.save(packed / RECIPE)
     batch = evaluation.held_out[0].to("cpu")
     check_packed(student, packed, batch.input_ids, batch.position_ids)
@@ -57,6 +60,8 @@ def finish(
         f"model    {packed} ({packed_bytes(packed) / 1e6:.1f} MB of weights; checked: same logits as the student)"
     )
     print(f"talk     razor chat run={job.folder}", flush=True)
+    if job.exporters:
+        export(Compressed.open(job.folder), job.exporters, job.folder / EXPORTS)
     return report
 
 

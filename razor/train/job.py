@@ -18,6 +18,7 @@ from razor.data.corpus import check_sequence_length
 from razor.distill import Objective
 from razor.errors import RazorError
 from razor.evals.harness import Benchmark
+from razor.export.exporter import Exporter, check_target
 from razor.models import ModelSource, shape_of
 from razor.quant import ModelSize, Plan, measure
 from razor.recipe import PlanFile, QuantRecipe, Recipe
@@ -30,6 +31,9 @@ from razor.train.teaching import Teaching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+EXPORTS = "exports"
+"""Folder of a run in which its exports lie, one folder a format."""
 
 
 @dataclass
@@ -47,6 +51,8 @@ class Job:
     callbacks: Mapping[str, Callback]
     seed: int
     config: dict[str, Any]
+    about: Mapping[str, str | None]
+    exporters: Mapping[str, Exporter]
 
     @property
     def model(self) -> ModelSource:
@@ -133,6 +139,9 @@ def check(job: Job) -> Prepared:
     check_sequence_length(teaching.sequence_length, teaching.longest_text)
     plan = job.recipe.plan(skeleton)
     _check_losses(job, skeleton)
+    for exporter in job.exporters.values():
+        check_target(job.folder / EXPORTS / exporter.name)
+        exporter.check(plan, skeleton.config)
     tokenizer = job.model.tokenizer()
     job.benchmark.prepare(tokenizer)
     steps = None if job.settings.max_minutes else job.settings.max_steps

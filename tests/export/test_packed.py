@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from razor.errors import RazorError
 from razor.export import packed as packed_module
-from razor.export.packed import CARD, WEIGHTS, load_packed, packed_bytes, save_packed
+from razor.export.packed import CARD, CONFIG, WEIGHTS, load_packed, packed_bytes, save_packed
 from razor.models import QuantCache, RandomModel
 from razor.models.attention import SUFFIX
 from razor.quant import measure
@@ -55,8 +55,8 @@ def test_same_logits_after_a_reload(
     student, plan, tokenizer, teacher = tiny_student(quant, model, *overrides)
     save_packed(moved(student), plan, tokenizer, torch.bfloat16, tmp_path / "packed")
     expected = logits(student)
-    for keep_decoded in (True, False):
-        reloaded, _ = load_packed(tmp_path / "packed", keep_decoded)
+    for hold in ("decoded", "packed"):
+        reloaded, _ = load_packed(tmp_path / "packed", hold)
         assert torch.equal(logits(reloaded), expected)
     assert not torch.equal(logits(teacher), expected)
     assert not any(parameter.requires_grad for parameter in reloaded.parameters())
@@ -144,14 +144,24 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
     """Change the tensors and vouch for them, as somebody might who edits a file by hand."""
     state = load_file(folder / WEIGHTS)
     change(state)
-    save_file(state, folder / WEIGHTS)
-    edit(folder, lambda card: card["sha256"].update({WEIGHTS: file_digest(folder / WEIGHTS)}))
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    vouch(folder, WEIGHTS)
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    card = json.loads((folder / CARD).read_text())
-    change(card)
-    (folder / CARD).write_text(json.dumps(card))
+def vouch(folder: Path, name: str) -> None:
+    edit(folder, lambda card: card["sha256"].update({name: file_digest(folder / name)}))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object], name: str = CARD) -> None:
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    if name != CARD:
+        vouch(folder, name)
+
+
+def quantization(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(folder, lambda config: change(config["quantization_config"]), CONFIG)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -159,13 +169,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit in the header": (lambda f: flip(f / WEIGHTS, 20), "damaged"),
     "truncated": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-1]), "damaged"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot be read"),
-    "no card": (lambda f: (f / CARD).unlink(), "no packed model"),
     "half a card": (lambda f: (f / CARD).write_text((f / CARD).read_text()[:99]), "no packed model"),
     "card of something else": (lambda f: (f / CARD).write_text("[]"), "no packed model"),
-    "card without plan": (lambda f: edit(f, lambda card: card.pop("plan")), "plan"),
     "card without checksum": (lambda f: edit(f, lambda card: card.pop("sha256")), "sha256"),
-    "unknown dtype": (lambda f: edit(f, lambda card: card.update(compute_dtype="int3")), "int3"),
+    "checksums of something else": (lambda f: edit(f, lambda card: card.update(sha256=[])), "sha256"),
     "newer": (lambda f: edit(f, lambda card: card.update(version=99)), "99"),
+    "older": (lambda f: edit(f, lambda card: card.update(version=1)), "pack it again"),
+    "no config": (lambda f: (f / CONFIG).unlink(), "no packed model"),
+    "config of something else": (lambda f: edit(f, lambda c: c.pop("quantization_config"), CONFIG), CONFIG),
+    "another config": (lambda f: (f / CONFIG).write_text((f / CONFIG).read_text() + " "), "checksum"),
+    "config without plan": (lambda f: quantization(f, lambda q: q.pop("plan")), "plan"),
+    "half a plan": (lambda f: quantization(f, lambda q: q["plan"].pop("modules")), "modules"),
+    "unknown dtype": (lambda f: quantization(f, lambda q: q.update(compute_dtype="int3")), "int3"),
+    "newer config": (lambda f: quantization(f, lambda q: q.update(version="9a")), "9a"),
     "missing codes": (
         lambda f: rewrite(f, lambda s: s.pop("model.layers.1.mlp.up_proj.coded.high_codes")),
         "up_proj",
@@ -176,13 +192,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: rewrite(f, lambda s: s.update({"model.norm.weight": torch.zeros(2)})),
         "model.norm",
     ),
-    "checksums of something else": (lambda f: edit(f, lambda card: card.update(sha256=[])), "sha256"),
-    "a width in words": (
-        lambda f: edit(f, lambda c: c["architecture"].update(hidden_size="wide")),
-        "hidden_size",
+    "wrong type": (
+        lambda f: rewrite(
+            f,
+            lambda s: s.update(
+                {n: s[n].to(torch.bfloat16) for n in ("model.layers.0.mlp.up_proj.coded.low_scales",)}
+            ),
+        ),
+        "low_scales",
     ),
+    "a width in words": (lambda f: edit(f, lambda c: c.update(hidden_size="wide"), CONFIG), "hidden_size"),
     "half a generation config": (
-        lambda f: (f / "generation_config.json").write_text("{"),
+        lambda f: [(f / "generation_config.json").write_text("{"), vouch(f, "generation_config.json")],
         "generation_config.json",
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),

@@ -192,7 +192,7 @@ def test_packed_experts_compute_the_same(kind, dtype, keep):
     quantized, plan = student(kind, dtype)
     state = packed_state(quantized, plan)
     coded: Any = Block(kind).to(dtype)
-    swap_in_coded(coded, plan, dtype, keep)
+    swap_in_coded(coded, plan, dtype, "decoded" if keep else "packed")
     coded.load_state_dict(state, assign=True)
     coded.to(dtype)
     x, chosen, scores = routed()

@@ -227,8 +227,8 @@ def test_packed_and_read_back_the_logits_are_the_students(family, quant, dtype, 
     expected = student.eval()(tokens(), use_cache=False).logits
     assert not torch.equal(teacher(tokens(), use_cache=False).logits, expected)
     save_packed(student, plan, source_of(family).tokenizer(), dtype, tmp_path / "packed")
-    for keep_decoded in (True, False):
-        reloaded, _ = load_packed(tmp_path / "packed", keep_decoded)
+    for hold in ("decoded", "packed"):
+        reloaded, _ = load_packed(tmp_path / "packed", hold)
         assert torch.equal(reloaded(tokens(), use_cache=False).logits, expected)
     assert packed_bytes_are_small(tmp_path / "packed", teacher)
 

@@ -44,7 +44,7 @@ def coded_of(student: Any, plan: Plan, source: Any, compute: torch.dtype, keep: 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)  # nothing of it may be left
-    swap_in_coded(model, plan, compute, keep)
+    swap_in_coded(model, plan, compute, "decoded" if keep else "packed")
     unfilled = model.load_state_dict(packed_state(student, plan), assign=True, strict=False)
     assert not unfilled.unexpected_keys
     assert all(

@@ -227,7 +227,7 @@ def test_a_packed_network_computes_the_same(keep):
     state = packed_state(model, PLAN)
     with torch.device("meta"):
         coded = net()
-    swap_in_coded(coded, PLAN, torch.float32, keep)
+    swap_in_coded(coded, PLAN, torch.float32, "decoded" if keep else "packed")
     coded.load_state_dict(state, assign=True)
     for parameter in coded.parameters():
         parameter.data = parameter.data.float()

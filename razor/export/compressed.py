@@ -1,0 +1,167 @@
+"""A compressed model, opened: what every exporter starts from.
+
+Exports begin where training ended, at the packed folder: its codes are the student's, proven when it was written.
+Nothing here knows a latent weight, so no exporter can round a second time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from razor.errors import RazorError
+from razor.export.packed import load_packed
+from razor.export.packed_files import is_packed, read_card
+from razor.quant import CodedWeight, Codes, Format, ModelSize, Plan, measure
+from razor.storage import REPORT
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One quantized weight of a compressed model.
+
+    Attributes:
+        names: what the plan and Transformers call its modules, without `.weight`; more than one if tied.
+        shape: of the weight.
+        format: how its codes are read.
+        activations: format of the inputs of the first of its modules; None: 16-bit.
+        coded: the packed tensors.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    format: Format
+    activations: Format | None
+    coded: CodedWeight
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names[0]
+
+    @property
+    def codes(self) -> Codes:
+        """Codes [rows, columns], unpacked anew at each call."""
+        return self.coded.unpacked()
+
+    def decoded(self) -> Tensor:
+        """The weight in fp32, in its own shape: the numbers that codes and scales stand for."""
+        return self.coded.view.back(self.format.decode(self.codes), self.shape)
+
+
+@dataclass
+class Compressed:
+    """A packed folder, opened.
+
+    Attributes:
+        folder: the packed folder.
+        plan: formats of all its weights.
+        compute_dtype: of the student's forward pass.
+        config: of the architecture, without its quantization.
+        about: model, quant, W-A-KV, base and licence, as far as they are known.
+        report: report.json of the run it came from; empty without one.
+    """
+
+    folder: Path
+    plan: Plan
+    compute_dtype: torch.dtype
+    config: PretrainedConfig
+    about: Mapping[str, str]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, run: Path) -> Compressed:
+        """Open the packed model of a run folder, or a packed folder; weights are loaded when they are asked for.
+
+        Raises:
+            RazorError: there is none, or it is damaged.
+        """
+        folder = packed_folder(run)
+        card = read_card(folder)
+        report = _report(folder.parent)
+        return cls(folder, card.plan, card.compute_dtype, card.config, card.about, report)
+
+    @cached_property
+    def loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model, on coded layers, and its tokenizer."""
+        return load_packed(self.folder)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, on coded layers, in evaluation mode on the CPU."""
+        return self.loaded[0]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.loaded[1]
+
+    @property
+    def name(self) -> str:
+        """Of files and titles: model and quantization."""
+        return "-".join(self.about[key] for key in ("model", "quant") if key in self.about) or "model"
+
+    def weights(self) -> Iterator[Weight]:
+        """Every weight with a format in the plan, a tied one once; also those in 16 bits (`Float16`)."""
+        named: dict[int, list[str]] = {}
+        owners: dict[int, CodedWeight] = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            if isinstance(module, CodedWeight):
+                name = _planned_name(path)
+                named.setdefault(id(module), []).append(name)
+                owners[id(module)] = module
+        for key, names in named.items():
+            coded = owners[key]
+            yield Weight(
+                tuple(names), coded.shape, coded.format, self.plan.modules[names[0]].activations, coded
+            )
+
+    def others(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter that no entry of the plan covers (norms, biases), by its Transformers name."""
+        yield from self.model.named_parameters()
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """Exact bits of the model, by Razor's own format."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(self.config)
+        return measure(skeleton, self.plan)
+
+
+def packed_folder(run: Path) -> Path:
+    """The packed folder that a path means: itself, that of a run, or that of an export.
+
+    Raises:
+        RazorError: there is none.
+    """
+    folder = next((f for f in (run, run / "packed") if is_packed(f)), None)
+    if folder is None:
+        raise RazorError(f"run='{run}' holds no packed model (a finished run has one in its packed/ folder).")
+    return folder
+
+
+def _planned_name(path: str) -> str:
+    """`a.b.coded` is the weight of `a.b`; `a.b.coded_<name>` its parameter `<name>`."""
+    owner, _, slot = path.rpartition(".")
+    attribute = slot.removeprefix("coded").lstrip("_")
+    return f"{owner}.{attribute}".strip(".") if attribute else owner
+
+
+def _report(run: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((run / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

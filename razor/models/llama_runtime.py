@@ -1,0 +1,174 @@
+"""llama.cpp in this process: full logits of a GGUF file.
+
+An export is proven in the runtime that people will use.
+
+**Parameters by value.** llama.cpp's C interface hands structs over by value, and they grow from version to version.
+On the usual 64-bit systems a large struct travels in memory, so a buffer that is larger than the struct serves
+every version; llama.cpp fills it with defaults. What is changed in it are three sizes at its start, the types of
+the KV cache and the choice of flash attention, whose places are found by their defaults: 512, 2048, 512; 1, 1
+(fp16) between two pairs of null pointers; and the last of four -1 in a row. Whatever does not look like that is an
+error, and so is a context that did not become what was asked for.
+
+**A damaged file can end the process:** llama.cpp checks much, but not everything, and aborts where it finds
+itself wrong. `LlamaProcess` (`razor.models.llama_process`) has the same methods in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from razor.errors import RazorError
+from razor.models.llama_library import FOLDER, Params, complaint, find_library, load_library, said, version
+
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+"""ggml's numbers of the types that a KV cache can have here."""
+
+LONGEST_BATCH = 512
+
+
+class LlamaRuntime:
+    """A GGUF file, open in llama.cpp in this process.
+
+    Args:
+        gguf: the file.
+        context: most tokens of a text.
+        kv: type of the KV cache: "f32", "f16" or "q8_0" (blocks of 32, as A8-KV8 models are trained for).
+        flash: flash attention; None: llama.cpp decides (a quantized cache of values needs it).
+        threads: of the CPU; None: one for each core.
+
+    Raises:
+        RazorError: no llama.cpp, one whose structs have another layout, or it does not open the file.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        context: int = 512,
+        kv: str = "f16",
+        flash: bool | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._model = self._context = None
+        self._library = library = load_library()
+        if kv not in KV_TYPES:
+            raise RazorError(f"KV cache of type '{kv}' for llama.cpp. Choices: {', '.join(KV_TYPES)}.")
+        said.clear()
+        self._model = library.llama_model_load_from_file(
+            str(gguf).encode(), library.llama_model_default_params()
+        )
+        if not self._model:
+            raise RazorError(f"llama.cpp does not open '{gguf}': {complaint()}")
+        self._vocab = library.llama_model_get_vocab(self._model)
+        self.vocabulary = int(library.llama_vocab_n_tokens(self._vocab))
+        self.longest, self.batch = context, min(context, LONGEST_BATCH)
+        params = _context_params(library, context, self.batch, KV_TYPES[kv], flash)
+        self._context = library.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise RazorError(f"llama.cpp makes no context for '{gguf}': {complaint()}")
+        self._check_context(kv)
+        cores = threads or os.cpu_count() or 1
+        library.llama_set_n_threads(self._context, cores, cores)
+
+    def _check_context(self, kv: str) -> None:
+        """Compare what the context became with what was asked for."""
+        context, batch = (getattr(self._library, f"llama_n_{n}")(self._context) for n in ("ctx", "batch"))
+        caches = [text for _, text in said if " K (" in text]
+        if context < self.longest or batch != self.batch or any(f" K ({kv})" not in text for text in caches):
+            raise _other_layout(f"asked for {self.longest} tokens and {kv}, it has {context}: {caches[:1]}")
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Tokens of a text; marks such as <|im_end|> are tokens, and `special` adds what begins and ends one."""
+        raw = text.encode()
+        room = len(raw) + 8
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = self._library.llama_tokenize(self._vocab, raw, len(raw), tokens, room, special, True)
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [tokens, vocabulary] of a text, one row after each of its tokens.
+
+        Raises:
+            RazorError: no tokens, too many, or one that is not in the vocabulary; llama.cpp fails.
+        """
+        if not 0 < len(tokens) <= self.longest:
+            raise RazorError(f"{len(tokens)} tokens for llama.cpp, which was opened for 1 to {self.longest}.")
+        if not 0 <= min(tokens) <= max(tokens) < self.vocabulary:
+            raise RazorError(f"Token {max(tokens)} for a vocabulary of {self.vocabulary}.")
+        out = np.empty((len(tokens), self.vocabulary), np.float32)
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        for start in range(0, len(tokens), self.batch):
+            self._decode(tokens[start : start + self.batch], start, out)
+        return out
+
+    def _decode(self, tokens: Sequence[int], start: int, out: NDArray[np.float32]) -> None:
+        batch = self._library.llama_batch_init(len(tokens), 0, 1)
+        try:
+            if batch.embd or not all((batch.token, batch.pos, batch.n_seq_id, batch.seq_id, batch.logits)):
+                raise _other_layout("llama_batch has other fields")
+            batch.n_tokens = len(tokens)
+            for index, token in enumerate(tokens):
+                batch.token[index], batch.pos[index], batch.logits[index] = token, start + index, 1
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+            if failed := self._library.llama_decode(self._context, batch):
+                raise RazorError(f"llama.cpp fails on a text of {len(out)} tokens ({failed}): {complaint()}")
+        finally:
+            self._library.llama_batch_free(batch)
+        for index in range(len(tokens)):
+            row = self._library.llama_get_logits_ith(self._context, index)
+            if not row:
+                raise RazorError(f"llama.cpp gives no logits: {complaint()}")
+            out[start + index] = np.ctypeslib.as_array(row, (self.vocabulary,))
+
+    def close(self) -> None:
+        """Free its memory."""
+        if self._context:
+            self._library.llama_free(self._context)
+        if self._model:
+            self._library.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def __enter__(self) -> LlamaRuntime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _context_params(library: ctypes.CDLL, context: int, batch: int, kv: int, flash: bool | None) -> Params:
+    """llama.cpp's defaults with our sizes, KV cache and flash attention in them.
+
+    Raises:
+        RazorError: the defaults are not where every known version has them.
+    """
+    params = library.llama_context_default_params()
+    words = list(params.words[:40])
+    null = [0] * 4
+    caches = [
+        i
+        for i in range(20, 34)
+        if words[i : i + 2] == [1, 1] and words[i - 4 : i] == null == words[i + 2 : i + 6]
+    ]
+    choices = [i for i in range(4, 16) if words[i : i + 4] == [-1] * 4]
+    if words[:3] != [512, 2048, 512] or len(caches) != 1 or (flash is not None and len(choices) != 1):
+        raise _other_layout(f"its defaults begin {words[:3]}")
+    params.words[0], params.words[1], params.words[2] = context, batch, batch
+    params.words[caches[0]] = params.words[caches[0] + 1] = kv
+    if flash is not None:
+        params.words[choices[0] + 3] = int(flash)
+    return params
+
+
+def _other_layout(seen: str) -> RazorError:
+    return RazorError(
+        f"This llama.cpp ({find_library()}, {version()}) has another interface than Razor knows ({seen}): install "
+        f"xllamacpp 2026.10, or name another build's folder by {FOLDER}."
+    )

@@ -1,0 +1,81 @@
+"""From a path to an engine: what is meant by it, whether it is whole, and what will run it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from razor.errors import RazorError, did_you_mean
+from razor.export.manifest import check_files
+from razor.serve.engine import Engine
+from razor.serve.found import KINDS, Found, find_models
+
+ENGINES = ("auto", "llama_cpp", "transformers")
+
+
+def open_engine(
+    run: Path, engine: str = "auto", context: int = 4096, kv: str = "q8_0", threads: int | None = None
+) -> Engine:
+    """Load the model that a path means.
+
+    Args:
+        run: a run folder, a packed folder, an export or a GGUF file. Where it holds several kinds, GGUF goes first,
+            if llama.cpp is installed, then packed, then dense.
+        engine: `llama_cpp` runs GGUF files, `transformers` all others; `auto` what is there.
+        context: for llama.cpp, most tokens of prompt and answer together.
+        kv: for llama.cpp, how keys and values are kept.
+        threads: for llama.cpp; None: the cores there are.
+
+    Raises:
+        RazorError: no such engine or model, several of one kind, damage, a missing package.
+    """
+    return load(choose(run, engine), context, kv, threads)
+
+
+def choose(run: Path, engine: str = "auto") -> Found:
+    """The one model that a path means for an engine; see `open_engine`."""
+    if engine not in ENGINES:
+        raise RazorError(f"engine='{engine}'.{did_you_mean(engine, ENGINES)}")
+    found = find_models(run)
+    kinds = {"llama_cpp": KINDS[:1], "transformers": KINDS[1:], "auto": KINDS}[engine]
+    if engine == "auto" and importlib.util.find_spec("xllamacpp") is None:
+        kinds = (*KINDS[1:], KINDS[0])
+    for kind in kinds:
+        of_kind = [one for one in found if one.kind == kind]
+        nearest = min((one.depth for one in of_kind), default=0)  # packed/ goes before exports/packed/
+        of_kind = [one for one in of_kind if one.depth == nearest]
+        if of_kind:
+            if len(of_kind) > 1:
+                names = ", ".join(one.name for one in of_kind[:8])
+                raise RazorError(f"run='{run}' holds several {kind} models, name one of them: {names}.")
+            return of_kind[0]
+    raise RazorError(f"run='{run}' {_nothing(run, engine, found)}")
+
+
+def load(found: Found, context: int = 4096, kv: str = "q8_0", threads: int | None = None) -> Engine:
+    """Check a model's files against their checksums, where it has some, and load it.
+
+    Raises:
+        RazorError: damage, a missing package, or a file that the runtime cannot read.
+    """
+    if found.manifest is not None:
+        check_files(found.manifest)
+    if found.kind == "gguf":
+        from razor.serve.llama_engine import LlamaEngine
+
+        return LlamaEngine(found.path, found.name, context, kv, threads)
+    from razor.serve.transformers_engine import TransformersEngine
+
+    return TransformersEngine.open(found.path, found.name, found.kind == "packed")
+
+
+def _nothing(run: Path, engine: str, found: list[Found]) -> str:
+    if not run.exists():
+        return "does not exist: give a run folder, a packed folder, an export or a GGUF file."
+    if found:
+        others = ", ".join(sorted({one.kind for one in found}))
+        wanted = (
+            "a GGUF file (razor export run=RUN export=[gguf])" if engine == "llama_cpp" else "a packed model"
+        )
+        return f"holds {others}, but engine={engine} needs {wanted}."
+    return "holds no packed model, dense export or GGUF file (a finished run has packed/)."
