@@ -139,7 +139,7 @@ def say(options: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
 
 
 def _version() -> str:
-    from razor.models.llama_runtime import version
+    from razor.models.llama_library import version
 
     return version()
 

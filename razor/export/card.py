@@ -43,8 +43,8 @@ def model_card(
         "## What it takes\n\n"
         + _list(
             [
-                f"{size.parameters / 1e6:.1f} M parameters; by Razor's accounting {size.bits_per_weight:.3f} bits per "
-                f"weight, all included, ratio {size.ratio_paper:.2f} to 16 bits (a trit counted as 1.58 bits)",
+                f"{size.parameters / 1e6:.1f} M parameters; by Razor's accounting {size.bits_per_weight:.3f} bits "
+                f"per weight, all in, ratio {size.ratio_paper:.2f} to 16 bits (a trit counted as 1.58 bits)",
                 *costs,
             ]
         ),

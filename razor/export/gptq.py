@@ -11,6 +11,7 @@ and output head stay 16-bit; activations and KV cache are not part of the format
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,7 +112,11 @@ class GPTQ(Exporter):
 
     def costs(self, compressed: Compressed, folder: Path) -> list[str]:
         """See `Exporter`."""
-        return [*integer_costs(compressed, folder, DTYPE), *not_in_it(compressed)]
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        lines = integer_costs(compressed, folder, DTYPE)
+        if not told["sym"]:
+            lines.append("its zero points are read by GPTQModel; vLLM (0.32) takes symmetric GPTQ alone")
+        return [*lines, *not_in_it(compressed)]
 
     def usage(self, compressed: Compressed) -> str:
         """See `Exporter`."""

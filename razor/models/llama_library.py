@@ -182,15 +182,17 @@ def decode_row(function: str, packed: NDArray[np.uint8], numbers: int) -> NDArra
     return out
 
 
-def block_size(type_number: int) -> tuple[int, int]:
-    """(numbers, bytes) of a block of a ggml type; (0, 0) if this llama.cpp does not know it."""
+def block_size(number: int, function: str) -> tuple[int, int]:
+    """(numbers, bytes) of a block of a ggml type; (0, 0) if this llama.cpp does not know it.
+
+    Args:
+        number: of the type.
+        function: that decodes it. ggml looks types up in a table without looking at its length, so it is asked only
+            about those that it has a function for.
+    """
     library = load_library()
-    library.ggml_type_name.restype = ctypes.c_char_p
+    if not hasattr(library, function):
+        return 0, 0
     library.ggml_type_size.restype = ctypes.c_size_t
     library.ggml_blck_size.restype = ctypes.c_int64
-    highest = 30  # BF16: every llama.cpp that has this interface knows it
-    while highest < type_number and library.ggml_type_name(highest + 1) is not None:
-        highest += 1
-    if highest < type_number:
-        return 0, 0
-    return int(library.ggml_blck_size(type_number)), int(library.ggml_type_size(type_number))
+    return int(library.ggml_blck_size(number)), int(library.ggml_type_size(number))

@@ -99,34 +99,64 @@ class LlamaRuntime:
         Raises:
             RazorError: no tokens, too many, or one that is not in the vocabulary; llama.cpp fails.
         """
-        if not 0 < len(tokens) <= self.longest:
-            raise RazorError(f"{len(tokens)} tokens for llama.cpp, which was opened for 1 to {self.longest}.")
-        if not 0 <= min(tokens) <= max(tokens) < self.vocabulary:
-            raise RazorError(f"Token {max(tokens)} for a vocabulary of {self.vocabulary}.")
+        self._begin(tokens, 0)
         out = np.empty((len(tokens), self.vocabulary), np.float32)
-        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
         for start in range(0, len(tokens), self.batch):
-            self._decode(tokens[start : start + self.batch], start, out)
+            part = tokens[start : start + self.batch]
+            self._decode(part, start, every=True)
+            for index in range(len(part)):
+                out[start + index] = self._row(index)
         return out
 
-    def _decode(self, tokens: Sequence[int], start: int, out: NDArray[np.float32]) -> None:
+    def read(self, tokens: Sequence[int], start: int = 0) -> NDArray[np.float32]:
+        """Go on with a text, as who writes token by token does.
+
+        Args:
+            tokens: the next ones.
+            start: how many came before them; 0 forgets what was read.
+
+        Returns:
+            Logits [vocabulary] after the last of them.
+
+        Raises:
+            RazorError: as `logits`.
+        """
+        self._begin(tokens, start)
+        for place in range(0, len(tokens), self.batch):
+            self._decode(tokens[place : place + self.batch], start + place, every=False)
+        return self._row(-1).copy()
+
+    def _begin(self, tokens: Sequence[int], start: int) -> None:
+        if not 0 < len(tokens) <= self.longest - start:
+            raise RazorError(
+                f"{start + len(tokens)} tokens for llama.cpp, which was opened for 1 to {self.longest}."
+            )
+        if not 0 <= min(tokens) <= max(tokens) < self.vocabulary:
+            raise RazorError(f"Token {max(tokens)} for a vocabulary of {self.vocabulary}.")
+        if start == 0:
+            self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+
+    def _row(self, index: int) -> NDArray[np.float32]:
+        """Logits of a token of the last batch, by its place; -1: the last. They are llama.cpp's own memory."""
+        row = self._library.llama_get_logits_ith(self._context, index)
+        if not row:
+            raise RazorError(f"llama.cpp gives no logits: {complaint()}")
+        return np.ctypeslib.as_array(row, (self.vocabulary,))
+
+    def _decode(self, tokens: Sequence[int], start: int, every: bool) -> None:
         batch = self._library.llama_batch_init(len(tokens), 0, 1)
         try:
             if batch.embd or not all((batch.token, batch.pos, batch.n_seq_id, batch.seq_id, batch.logits)):
                 raise _other_layout("llama_batch has other fields")
             batch.n_tokens = len(tokens)
             for index, token in enumerate(tokens):
-                batch.token[index], batch.pos[index], batch.logits[index] = token, start + index, 1
+                batch.token[index], batch.pos[index] = token, start + index
+                batch.logits[index] = every or index == len(tokens) - 1
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
             if failed := self._library.llama_decode(self._context, batch):
-                raise RazorError(f"llama.cpp fails on a text of {len(out)} tokens ({failed}): {complaint()}")
+                raise RazorError(f"llama.cpp fails after {start} tokens ({failed}): {complaint()}")
         finally:
             self._library.llama_batch_free(batch)
-        for index in range(len(tokens)):
-            row = self._library.llama_get_logits_ith(self._context, index)
-            if not row:
-                raise RazorError(f"llama.cpp gives no logits: {complaint()}")
-            out[start + index] = np.ctypeslib.as_array(row, (self.vocabulary,))
 
     def close(self) -> None:
         """Free its memory."""

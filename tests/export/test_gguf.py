@@ -99,18 +99,12 @@ def test_every_format_has_a_type_that_holds_it(name: str, tmp_path: Path) -> Non
     assert found["token_embd.weight"] == "Q8_0" and found["blk.0.attn_norm.weight"] == "F32"
 
 
+FEW = ("ternary", "mixed")
+RUN = (*FEW, "int3", "four elastic levels", "four elastic levels of 64", "affine2", "affine4", "bf16")
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "ternary",
-        "int3",
-        "four elastic levels",
-        "four elastic levels of 64",
-        "affine2",
-        "affine4",
-        "mixed",
-        "bf16",
-    ],
+    "name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in RUN]
 )
 def test_llama_cpp_runs_the_types(name: str, tmp_path: Path) -> None:
     compressed = packed_in(tmp_path, WIDE, FORMATS[name][0])

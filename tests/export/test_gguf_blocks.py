@@ -17,7 +17,7 @@ TYPES = [TQ1_0, TQ2_0, Q2_0, Q2_K, Q2_K_BALANCED, Q3_K, Q4_0, Q4_K, Q5_0, Q6_K, 
 KNOWN = [kind for kind in TYPES if kind is not Q2_0]
 
 
-def blocks(kind: BlockType, seed: int, count: int = 40) -> list[np.ndarray]:
+def blocks(kind: BlockType, seed: int, count: int = 20) -> list[np.ndarray]:
     """Codes and scales (and zero points) of blocks: any code, any positive scale of fp16 whose double is one."""
     random = np.random.default_rng(seed)
     codes = random.integers(kind.lowest, kind.highest + 1, (count, kind.size)).astype(np.int8)
@@ -29,7 +29,7 @@ def blocks(kind: BlockType, seed: int, count: int = 40) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
-@settings(deadline=None, max_examples=30)  # a busy machine is slow now and then
+@settings(deadline=None, max_examples=10)  # a busy machine is slow now and then
 @given(seed=st.integers(0, 2**32 - 1))
 def test_unpacked_is_what_was_packed(kind: BlockType, seed: int) -> None:
     given = blocks(kind, seed)
@@ -40,7 +40,7 @@ def test_unpacked_is_what_was_packed(kind: BlockType, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KNOWN, ids=lambda kind: kind.name)
-@settings(deadline=None, max_examples=30)  # a busy machine is slow now and then
+@settings(deadline=None, max_examples=10)  # a busy machine is slow now and then
 @given(seed=st.integers(0, 2**32 - 1))
 def test_ggml_reads_the_same_numbers(kind: BlockType, seed: int) -> None:
     codes, scales, *zeros = blocks(kind, seed)
@@ -56,13 +56,9 @@ def test_llama_cpp_reads_the_same_numbers(kind: BlockType) -> None:
     pytest.importorskip("xllamacpp")
     from razor.models.llama_library import block_size, decode_row
 
-    assert block_size(kind.number) == (kind.size, kind.bytes)
+    assert block_size(kind.number, kind.decoder) == (kind.size, kind.bytes)
     codes, scales, *zeros = blocks(kind, 3)
-    read = decode_row(
-        f"dequantize_row_{kind.name.replace('Q', 'q').replace('T', 't')}",
-        kind.pack(codes, scales, *zeros),
-        codes.size,
-    )
+    read = decode_row(kind.decoder, kind.pack(codes, scales, *zeros), codes.size)
     shift = zeros[0][:, None] if zeros else 0
     assert np.array_equal(
         read.reshape(codes.shape), (codes.astype(np.float32) - shift) * scales.astype(np.float32)[:, None]
@@ -73,6 +69,6 @@ def test_a_type_that_nobody_knows() -> None:
     pytest.importorskip("xllamacpp")
     from razor.models.llama_library import block_size, decode_row
 
-    assert block_size(1000) == (0, 0)
+    assert block_size(1000, "dequantize_row_q9_9") == (0, 0)
     with pytest.raises(RazorError, match="lacks dequantize_row_q9_9"):
         decode_row("dequantize_row_q9_9", np.zeros((1, 18), np.uint8), 32)

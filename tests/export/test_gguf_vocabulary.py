@@ -167,6 +167,10 @@ def test_what_llama_cpp_does_not_know_is_refused() -> None:
         vocabulary(wrapped(Tokenizer(models.WordLevel({m: i for i, m in enumerate(MARKS)}, "<unk>"))), 10)
     with pytest.raises(RazorError, match="splits text by an expression"):
         vocabulary(wrapped(byte_level(split(r"\w+|\W+"), regex=False)), 1000)
+    lower = byte_level(regex=True)
+    lower.normalizer = normalizers.Lowercase()
+    with pytest.raises(RazorError, match=r"changes text .*Lowercase"):
+        vocabulary(wrapped(lower), 1000)
     with pytest.raises(RazorError, match="259 tokens for 100 rows"):
         vocabulary(byte_tokenizer(), 100)
     assert split_name({"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}) is None

@@ -134,6 +134,7 @@ def test_zero_points_are_held_where_version_1_can(tmp_path: Path) -> None:
     tensors = read_tensors(folder)
     assert set(tensors["model.layers.0.mlp.up_proj.qzeros"].unique().tolist()) == {0x77777777}
     assert len(tensors["model.layers.0.mlp.down_proj.qzeros"].unique()) > 10
+    assert "vLLM (0.32) takes symmetric GPTQ alone" in (folder / "README.md").read_text()
 
 
 def test_a_zero_point_of_zero_is_refused() -> None:

@@ -47,6 +47,17 @@ def test_a_text_gives_a_row_for_each_token(gguf: Path, monkeypatch: pytest.Monke
         assert llama.batch == 16 and np.abs(llama.logits(tokens) - whole).max() < 1e-3
 
 
+def test_reading_on_token_by_token(gguf: Path) -> None:
+    tokens = [(5 * i) % 250 for i in range(60)]
+    with LlamaRuntime(gguf, context=64, kv="f32", flash=False) as llama:
+        whole = llama.logits(tokens)
+        assert np.abs(llama.read(tokens[:50]) - whole[49]).max() < 1e-3
+        for place in range(50, 60):
+            assert np.abs(llama.read(tokens[place : place + 1], place) - whole[place]).max() < 1e-3
+        with pytest.raises(RazorError, match="opened for 1 to 64"):
+            llama.read(tokens, 10)
+
+
 def test_the_cache_is_what_was_asked_for(gguf: Path) -> None:
     found = {}
     for kv in ("f32", "f16", "q8_0"):
@@ -119,6 +130,7 @@ def test_without_llama_cpp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_a_folder_of_libraries(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As other builds have it: three files; and one that cannot be loaded."""
+    monkeypatch.delenv(FOLDER, raising=False)
     library = find_library()
     for name in ("libggml-base.so.0", "libggml.so", "libllama.v9.so", "libllama-common.so"):
         (tmp_path / name).symlink_to(library)

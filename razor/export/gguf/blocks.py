@@ -71,6 +71,11 @@ class BlockType:
     odd: bool = False
 
     @property
+    def decoder(self) -> str:
+        """llama.cpp's function that decodes it."""
+        return f"dequantize_row_{self.name.replace('Q', 'q').replace('T', 't')}"
+
+    @property
     def bits(self) -> float:
         """Bits per weight."""
         return 8 * self.bytes / self.size

@@ -79,7 +79,7 @@ class GGUF(Exporter):
             raise RazorError("export=[gguf] needs the package gguf: pip install 'gguf>=0.19'.")
         if self.runtime or self.q2_0:
             find_library()
-        if self.q2_0 and block_size(Q2_0.number) != (Q2_0.size, Q2_0.bytes):
+        if self.q2_0 and block_size(Q2_0.number, Q2_0.decoder) != (Q2_0.size, Q2_0.bytes):
             raise RazorError(
                 "export.gguf.q2_0=true cannot be proven here: this llama.cpp does not know Q2_0 (0.5 and later do)."
             )

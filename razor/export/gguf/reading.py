@@ -107,7 +107,7 @@ def numbers_of(kind: BlockType, blocks: NDArray[np.uint8]) -> NDArray[np.float32
     if kind.number == Q2_0.number:
         from razor.models.llama_library import decode_row
 
-        return decode_row("dequantize_row_q2_0", blocks, len(blocks) * kind.size)
+        return decode_row(kind.decoder, blocks, len(blocks) * kind.size)
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -91,6 +91,9 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
         if (unknown := model["vocab"].get(model.get("unk_token"))) is not None:
             kinds[unknown] = UNKNOWN
         return Vocabulary("llama", "default", tokens, kinds, _scores(pairs, tokens), None, flags, ids)
+    changed = (data.get("normalizer") or {}).get("type", "NFC")
+    if changed != "NFC":  # llama.cpp leaves decomposed characters alone, and changes nothing else either
+        raise _refused(tokenizer, f"it changes text before it splits it ({changed})")
     merges = [" ".join(pair) for pair in pairs]
     if not merges:
         marks = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
