@@ -72,6 +72,7 @@ def make(folder: str, case: str, options: dict[str, Any]) -> None:
     """Quantize by rounding and export."""
     from razor import cli
 
+    sys.stdout = sys.stderr  # the line of JSON stands alone
     quant, words = CASES[case]
     exports = [word for word in words if word.startswith("export.")]
     model = [f"model={options['model']}", f"model.weights={options['weights']}", f"quant={quant}"]

@@ -8,8 +8,8 @@ prompt of `prompt`.
     python benchmarks/packed_model.py [model=smollm2_135m] [quant=mixed_2p79] [weights=pretrained] [tokens=64]
         [prompt=32] [rounds=5] [threads=2]
 
-prints one JSON line: medians, and ratios to `dense`, round by round. Memory is that of parameters and buffers,
-after the last round. Run it under the heap settings of train.py (`make bench` does).
+prints one JSON line: medians, and ratios to `dense`, round by round. Memory is that of parameters, buffers and
+decoded weights, after the last round. Run it under the heap settings of train.py (`make bench` does).
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def serve(side: str, folder: str, options: dict[str, Any], line: Any) -> None:
         started = time.perf_counter()
         model.generate(input_ids=ids, max_new_tokens=tokens, min_new_tokens=tokens, **asked)
         line.send({"prompt": prompt, "token": (time.perf_counter() - started - prompt) / (tokens - 1)})
-    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    made = [m._decoded for m in model.modules() if getattr(m, "_decoded", None) is not None]
+    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers(), *made)}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     line.send({"tensors": sum(tensors.values()), "peak": peak})
 
@@ -71,6 +72,7 @@ def prepare(folder: Path, options: dict[str, Any]) -> None:
 
     from razor import cli
 
+    sys.stdout = sys.stderr  # the line of JSON stands alone
     words = [f"model={options['model']}", f"model.weights={options['weights']}"]
     config = cli.composed("quantize", [*words, f"quant={options['quant']}", f"out={folder / 'packed'}"])
     cli.VERBS["quantize"]([*words, f"quant={options['quant']}", f"out={folder / 'packed'}"])

@@ -265,7 +265,7 @@ def handler(command: str) -> tuple[Callable[[list[str], Place], None], list[str]
         if rest[0].endswith(".py"):
             return script, rest
     kinds = {"razor": verb, "make": make, "pip": pip, "torchrun": torchrun}
-    kinds |= dict.fromkeys(("cd", "source", ".", "curl", "docker", "vllm"), nothing)
+    kinds |= dict.fromkeys(("cd", "source", ".", "curl", "docker", "llama-cli", "vllm"), nothing)
     if program in kinds:
         return kinds[program], rest
     if words[:2] == ["git", "clone"]:

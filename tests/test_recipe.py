@@ -13,6 +13,7 @@ from razor.cli import build, composed, model_source
 from razor.errors import RazorError
 from razor.quant import Float16, Integer, Plan, RowMix, Ternary
 from razor.recipe import Override, PlanFile, QuantRecipe
+from razor.recipe.override import matching
 
 CONF = Path(__file__).parents[1] / "conf" / "quant"
 FILES = {"plan", "recipe"}  # options that read a file
@@ -34,9 +35,11 @@ def test_every_option_plans_every_module(name, model):
     assert recipe.name == name
     linear = {n for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear)}
     assert set(plan.modules) == linear | {"model.embed_tokens"}
+    others = {m: o for p, o in recipe.overrides.items() for m in matching(p, linear - {"lm_head"}, "")}
     for module, place in plan.modules.items():
         edge = module in ("lm_head", "model.embed_tokens")
-        assert place.weights is (recipe.embedding if edge else recipe.weights), module
+        usual = recipe.embedding if edge else recipe.weights
+        assert place.weights is (others[module].weights if module in others else usual), module
         assert place.activations is (None if module == "model.embed_tokens" else recipe.activations), module
     assert plan.kv_cache is recipe.kv_cache and plan.rest.spec() == Float16().spec()
     assert Plan.from_dict(plan.to_dict()).to_dict() == plan.to_dict()

@@ -25,7 +25,7 @@ SPECIAL = (
 
 
 def plan_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "packed" / "razor.json").read_text())["plan"]
+    return json.loads((folder / "packed" / "config.json").read_text())["quantization_config"]["plan"]
 
 
 def losses_of(folder: Path) -> list[dict[str, str]]:

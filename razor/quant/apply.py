@@ -58,9 +58,9 @@ def quantize_modules(model: nn.Module, plan: Plan, compute_dtype: torch.dtype) -
 
 
 def planned(model: nn.Module, plan: Plan) -> list[tuple[Site, Format, Format | None]]:
-    """(site, format of its weight, format of its activations) of all that a plan quantizes in a model."""
-    found = sites(model)
-    places = [(found[name], place.weights, place.activations) for name, place in plan.modules.items()]
+    """(site, format of its weight, format of its activations) of all that a plan quantizes, in model order."""
+    found = {name: site for name, site in sites(model).items() if name in plan.modules}
+    places = [(site, plan.modules[n].weights, plan.modules[n].activations) for n, site in found.items()]
     return [place for place in places if place[0].fixed is None]
 
 

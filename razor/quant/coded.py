@@ -8,6 +8,7 @@ need no translation, and a coded model can be saved again. A tied head and embed
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -21,11 +22,14 @@ from razor.quant.codes import Codes
 from razor.quant.format import Format
 from razor.quant.grouped import Grouped
 from razor.quant.int4_kernel import FEW, Int4Weight
-from razor.quant.layers import FakeQuantizer, InputQuantizer
+from razor.quant.layers import FakeQuantizer
 from razor.quant.lending import CODED, WEIGHTS, lend, slot
 from razor.quant.plan import Plan
 from razor.quant.sites import Site
 from razor.quant.view import MatrixView
+
+SMALL = 1 << 16
+"""Numbers of an input that is remembered, at most."""
 
 Hold = Literal["decoded", "packed", "int4"]
 """What of a weight is kept in memory: decoded 16-bit numbers (bit for bit the student, fast); the packed codes,
@@ -137,11 +141,37 @@ class CodedWeight(nn.Module):
         return self.format.decode(codes).to(dtype).view(*tokens.shape, columns)
 
 
+class SharedInput(nn.Module):
+    """An activation format for layers that read the same input: that of a single token is quantized once.
+
+    Where answers are written token by token, many small operations are what takes the time. Only for models
+    without latents: a result made without a gradient must not be handed to one who wants it.
+    """
+
+    def __init__(self, format: Format) -> None:
+        super().__init__()
+        self.format = format
+        self._remembered: tuple[weakref.ref[Tensor], tuple[int, int], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., columns] -> the same, quantized."""
+        if torch.is_grad_enabled() or x.is_inference() or x.numel() > SMALL:
+            return self.format(x)
+        key, known = (x.data_ptr(), x._version), self._remembered
+        if known is None or known[0]() is not x or known[1] != key:
+            known = self._remembered = (weakref.ref(x), key, self.format(x))
+        return known[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start without a memory."""
+        return super().__getstate__() | {"_remembered": None}
+
+
 class CodedLinear(nn.Module):
     """A linear layer on a packed weight; inference only."""
 
     def __init__(
-        self, coded: CodedWeight, bias: nn.Parameter | None, activations: InputQuantizer | None
+        self, coded: CodedWeight, bias: nn.Parameter | None, activations: SharedInput | None
     ) -> None:
         super().__init__()
         self.coded, self.activations, self.bias = coded, activations, bias
@@ -175,13 +205,13 @@ def swap_in_coded(model: nn.Module, plan: Plan, compute_dtype: torch.dtype, hold
     `CodedWeight`; the state then holds it once, under the name of the first.
     """
     coded: dict[int, CodedWeight] = {}
-    inputs: dict[str, InputQuantizer] = {}
+    inputs: dict[str, SharedInput] = {}
     swapped: dict[nn.Module, nn.Module] = {}
     for site, weights, activations in planned(model, plan):
         module, weight = site.module, site.weight
         rounding = None
         if activations is not None:
-            rounding = inputs.setdefault(str(activations.spec()), InputQuantizer(activations))
+            rounding = inputs.setdefault(str(activations.spec()), SharedInput(activations))
         if id(weight) not in coded:
             coded[id(weight)] = CodedWeight(weights, tuple(weight.shape), hold=hold, view=site.view)
         if type(module) is nn.Linear:

@@ -93,10 +93,6 @@ class FakeQuantizer(nn.Module):
         return super().__getstate__() | {"_remembered": None}
 
 
-FEW_NUMBERS = 1 << 16
-"""An input of one token is remembered also where nothing is differentiated: there it is the work that counts."""
-
-
 class InputQuantizer(nn.Module):
     """An activation format that remembers its last result, for layers that read the same input."""
 
@@ -108,8 +104,8 @@ class InputQuantizer(nn.Module):
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """[..., columns] -> the same, quantized; gradient straight through."""
-        if not torch.is_grad_enabled() and (x.numel() > FEW_NUMBERS or x.is_inference()):
-            return self.format(x)  # nothing is kept for a backward pass: keep nothing large here either
+        if not torch.is_grad_enabled():  # nothing is kept for a backward pass: keep nothing here either
+            return self.format(x)
         key, known = (x.data_ptr(), x._version, x.requires_grad, self.format.moment()), self._remembered
         if known is None or known[0]() is not x or known[1] != key:
             known = self._remembered = (weakref.ref(x), key, self.format(x))

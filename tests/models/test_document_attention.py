@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -64,6 +64,7 @@ def test_gradients_in_double_precision(small_pieces, lengths, heads, kv_heads, s
         torch.testing.assert_close(own, sdpa)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 300), min_size=1, max_size=4), st.sampled_from([torch.float32, torch.bfloat16])
 )

@@ -19,6 +19,8 @@ from razor.models import QuantCache, byte_tokenizer, quant_cache, quantize_kv
 from razor.models.attention import quantized_kv_attention
 from razor.quant import Integer
 from razor.serve.chat import Chat
+from razor.serve.engine import Settings
+from razor.serve.transformers_engine import TransformersEngine
 
 WINDOW = 6
 SIZES = {
@@ -158,7 +160,7 @@ def test_chat_stores_codes(models: dict[str, Any], capsys: pytest.CaptureFixture
     model, rounded = models["llama"], []
     format = model.model.layers[0].self_attn.kv_format
     handle = format.register_forward_hook(lambda *_: rounded.append(1))
-    Chat(model, byte_tokenizer(), max_new_tokens=4).answer("Hello")
+    Chat(TransformersEngine(model, byte_tokenizer(), "tiny"), Settings(max_new_tokens=4)).answer("Hello")
     handle.remove()
     assert not rounded and capsys.readouterr().out
 
