@@ -38,7 +38,7 @@ def test_the_last_score_is_the_reports(main_job: Any, rows_of: Callable[[Path], 
     assert ["held_out/kl" in row for row in rows] == [False, True, False, True, True]
     after = json.loads((done.folder / "report.json").read_text())["rows"][-1]
     assert rows[-1]["held_out/kl"] == pytest.approx(after["kl"], rel=1e-6)
-    assert rows[-1]["held_out/perplexity"] == pytest.approx(after["perplexity"], rel=1e-6)
+    assert rows[-1]["held_out/perplexity"] == pytest.approx(after["perplexity"], rel=2e-4)
 
 
 def test_patience() -> None:
