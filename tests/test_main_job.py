@@ -128,7 +128,7 @@ def test_text_is_written_once(finished_run: Any, main_job: Any) -> None:
     shards = {path: path.stat().st_mtime_ns for path in main_job.cache.rglob("shard_*")}
     assert shards
     main_job.monkeypatch.setattr("razor.data.teacher_made.write", None)  # no teacher can write now
-    again = main_job("trainer.max_steps=4")
+    again = main_job("trainer.max_steps=4", "trainer.learning_rate=3e-4")
     assert again.code == 0, again.err
     assert {path: path.stat().st_mtime_ns for path in main_job.cache.rglob("shard_*")} == shards
     first, second = (report_of(folder)["rows"] for folder in (finished_run.folder, again.folder))

@@ -38,7 +38,7 @@ def test_the_last_score_is_the_reports(main_job: Any, rows_of: Callable[[Path], 
     assert ["held_out/kl" in row for row in rows] == [False, True, False, True, True]
     after = json.loads((done.folder / "report.json").read_text())["rows"][-1]
     assert rows[-1]["held_out/kl"] == pytest.approx(after["kl"], rel=1e-6)
-    assert rows[-1]["held_out/perplexity"] == pytest.approx(after["perplexity"], rel=2e-4)
+    assert rows[-1]["held_out/perplexity"] == pytest.approx(after["perplexity"], rel=1e-6)
 
 
 def test_patience() -> None:
@@ -129,7 +129,7 @@ def test_without_a_teacher_cross_entropy_steers(main_job: Any, rows_of: Callable
     scored = [row for row in rows_of(done.folder) if "held_out/perplexity" in row]
     assert scored and "held_out/kl" not in scored[0]
     after = json.loads((done.folder / "report.json").read_text())["rows"][-1]
-    assert min(row["held_out/perplexity"] for row in scored) == pytest.approx(after["perplexity"], rel=1e-6)
+    assert min(row["held_out/perplexity"] for row in scored) == pytest.approx(after["perplexity"], rel=2e-4)
 
 
 def test_what_cannot_be_is_said_first(main_job: Any) -> None:
