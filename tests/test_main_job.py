@@ -144,7 +144,10 @@ def test_every_recipe_runs(quant: str, main_job: Any) -> None:
 
 @pytest.mark.parametrize("distill", DISTILLS)
 def test_every_objective_runs(distill: str, main_job: Any) -> None:
-    steps = ("trainer.max_steps=6", "trainer.learning_rate=3e-4")  # helps on every processor, whatever it rounds
+    steps = (
+        "trainer.max_steps=6",
+        "trainer.learning_rate=3e-4",
+    )  # helps on every processor, whatever it rounds
     done = main_job(f"distill={distill}", *steps, "logger=none")
     assert done.code == 0, done.err
     assert not (done.folder / "logs").exists() and not (done.folder / "losses.png").exists()
