@@ -69,7 +69,11 @@ def test_gradients_in_double_precision(small_pieces, lengths, heads, kv_heads, s
     st.lists(st.integers(1, 300), min_size=1, max_size=4), st.sampled_from([torch.float32, torch.bfloat16])
 )
 def test_errors_are_those_of_sdpa(lengths, dtype):
-    """In 16 bits the gradient may be off by what SDPA's is off, or by the rounding of what is multiplied."""
+    """The gradient may be off by what SDPA's is off, and by the rounding of what is multiplied.
+
+    In 16 bits that rounding is the large one; in 32 bits it is that of the sums over some hundred tokens,
+    whose order differs from SDPA's and from processor to processor.
+    """
     spans = cut(lengths)
     given_ = tensors(6, 2, sum(lengths), dtype)
     exact = [x.detach().double().requires_grad_() for x in given_]
@@ -78,7 +82,7 @@ def test_errors_are_those_of_sdpa(lengths, dtype):
     for attend, at in ((document_attention, given_), (wanted, given_), (wanted, exact)):
         out = attend(*at, spans, None)
         gradients.append([out, *torch.autograd.grad(out, at, towards.to(out.dtype))])
-    rounding = 1.5 * torch.finfo(dtype).eps
+    rounding = (1.5 if dtype is torch.bfloat16 else 16) * torch.finfo(dtype).eps
     for own, sdpa, right in zip(*gradients, strict=True):
         own, sdpa, right = own.detach(), sdpa.detach(), right.detach()
         norm = float(right.norm())
