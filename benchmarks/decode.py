@@ -90,8 +90,8 @@ def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
     options = {key: type(value)(given.pop(key, value)) for key, value in OPTIONS.items()}
     cases = options["cases"].split(",")
-    if given or not set(cases) <= set(CASES):
-        sys.exit(f"Options: {', '.join(OPTIONS)}. Cases: {', '.join(CASES)}.")
+    if given or not set(cases) <= set(CASES) or cases[0] != "bf16":  # which the others are held against
+        sys.exit(f"Options: {', '.join(OPTIONS)}. Cases: {', '.join(CASES)}; the first is bf16.")
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options["keep"] or temporary

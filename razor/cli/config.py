@@ -66,10 +66,11 @@ def quantization(config: DictConfig) -> Any:
     return build(config.quant)
 
 
-def about(config: DictConfig, recipe: Any) -> dict[str, str | None]:
-    """What a compressed model is called by cards and tables: model, recipe and where both come from."""
+def about(config: DictConfig, recipe: Any, origin: str) -> dict[str, str | None]:
+    """What a compressed model is called by cards and tables: model, recipe, where both come from, what was done."""
     told = {key: config.model.get(key) for key in ("base", "licence", "note")}
-    return {"model": config.model.name, "quant": recipe.name, "w_a_kv": recipe.w_a_kv} | told
+    own = {"model": config.model.name, "quant": recipe.name, "w_a_kv": recipe.w_a_kv, "origin": origin}
+    return own | told
 
 
 def from_recipe(key: str, default: Any, *, _root_: DictConfig) -> Any:

@@ -25,9 +25,11 @@ def export(overrides: Sequence[str]) -> int:
     exporters = exporters_of(config.export)
     if not exporters:
         raise RazorError("export=none leaves nothing to do: name a format, as in export=[packed,gguf].")
-    run = Path(config.run)
+    if config.out == "":
+        raise RazorError("out= is empty: give a folder, or leave it out.")
+    run = Path(str(config.run))
     compressed = Compressed.open(run)
-    out = (compressed.folder.parent / "exports") if config.out is None else Path(config.out)
+    out = (compressed.folder.parent / "exports") if config.out is None else Path(str(config.out))
     with redirect_stdout(sys.stderr if config.json else sys.stdout):
         done = write(compressed, exporters, out)
     if config.json:

@@ -23,6 +23,7 @@ from razor.storage import atomic_write
 
 def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     """The main job: compose -> distill -> evaluate -> pack -> report, all in `folder`."""
+    from razor.export.compressed import DISTILLED
     from razor.export.folder import RECIPE
     from razor.recipe import Recipe
     from razor.train.facts import record_environment
@@ -46,7 +47,7 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
         callbacks=build(config.get("callbacks")) or {},
         seed=config.seed,
         config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
-        about=about(config, recipe),
+        about=about(config, recipe, DISTILLED),
         exporters=exporters_of(config.get("export")),
     )
     if not resume:

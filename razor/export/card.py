@@ -38,7 +38,7 @@ def model_card(
         _front_matter(compressed, tags),
         f"# {compressed.name} ({format})",
         f"{about.get('base') or about.get('model', 'A language model')} compressed to "
-        f"{about.get('w_a_kv', 'low bits')} with Razor, by {_how(compressed)}.",
+        f"{about.get('w_a_kv', 'low bits')} with Razor, by {compressed.how}.",
         "## Load it\n\n" + usage.strip(),
         "## What it takes\n\n"
         + _list(
@@ -54,10 +54,6 @@ def model_card(
         "## Licence\n\n" + _licence(about.get("licence"), about.get("base")),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _how(compressed: Compressed) -> str:
-    return "quantization-aware distillation" if compressed.report else "plain rounding, without training"
 
 
 def _front_matter(compressed: Compressed, tags: Sequence[str]) -> str:

@@ -17,13 +17,22 @@ import torch
 from torch import Tensor
 
 from razor.errors import RazorError
-from razor.export.packed import load_packed
+from razor.export.packed import load_packed, load_tokenizer
 from razor.export.packed_files import is_packed, read_card
 from razor.quant import CodedWeight, Codes, Format, ModelSize, Plan, measure
 from razor.storage import REPORT
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+DISTILLED, ROUNDED = "distilled", "rounded"
+"""What `about` says of the origin of a packed model."""
+
+HOW = {
+    DISTILLED: "quantization-aware distillation",
+    ROUNDED: "plain rounding, without training",
+}
 
 
 @dataclass(frozen=True)
@@ -88,23 +97,24 @@ class Compressed:
         """
         folder = packed_folder(run)
         card = read_card(folder)
-        report = _report(folder.parent)
+        distilled = card.about.get("origin") == DISTILLED
+        report = _report(folder) if distilled else {}
         return cls(folder, card.plan, card.compute_dtype, card.config, card.about, report)
 
     @cached_property
-    def loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model, on coded layers, and its tokenizer."""
-        return load_packed(self.folder)
-
-    @property
     def model(self) -> PreTrainedModel:
         """The model, on coded layers, in evaluation mode on the CPU."""
-        return self.loaded[0]
+        return load_packed(self.folder)[0]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer, for which no weight is loaded."""
+        return load_tokenizer(self.folder)
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer."""
-        return self.loaded[1]
+    def how(self) -> str:
+        """What was done to the base, in words."""
+        return HOW.get(self.about.get("origin", ""), "quantization")
 
     @property
     def name(self) -> str:
@@ -159,9 +169,18 @@ def _planned_name(path: str) -> str:
     return f"{owner}.{attribute}".strip(".") if attribute else owner
 
 
-def _report(run: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((run / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _report(packed: Path) -> dict[str, Any]:
+    """report.json of the run that a packed folder or an export lies in; empty if there is no whole one."""
+    for run in (packed.parent, packed.parent.parent):
+        try:
+            found = json.loads((run / REPORT).read_text(encoding="utf-8"))
+            rows = [{key: row[key] for key in ROW} for row in found["rows"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if rows and all(isinstance(row["tasks"], dict) for row in rows):
+            return dict(found)
+    return {}
+
+
+ROW = ("name", "w_a_kv", "tasks", "average", "perplexity", "kl")
+"""What a card shows of a row of the report."""

@@ -31,15 +31,15 @@ from razor.export.hf_folder import (
     check_state,
     integer_costs,
     not_in_it,
-    read_tensors,
     sixteen_bit,
     write_folder,
 )
 from razor.export.integers import check_spans, integers, matrices
 from razor.export.loaded import compare_loaded
+from razor.export.shards import read_shards
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from razor.quant import Plan
 
@@ -68,7 +68,9 @@ class CompressedTensors(Exporter):
             )
         self.activations = activations
 
-    def check(self, plan: Plan, config: PretrainedConfig) -> None:
+    def check(
+        self, plan: Plan, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
         """See `Exporter`."""
         if find_spec("compressed_tensors") is None:
             raise RazorError(
@@ -136,7 +138,7 @@ class CompressedTensors(Exporter):
     def verify(self, compressed: Compressed, folder: Path) -> Proof:
         """Unpack with the package's own functions, bit for bit; load in Transformers and compare logits."""
         skeleton, dtype = Skeleton.of(compressed.config), folder_dtype(compressed.plan)
-        layers, found = schemes(compressed.plan, skeleton), read_tensors(folder)
+        layers, found = schemes(compressed.plan, skeleton), read_shards(folder)
         rest = set(compressed.plan.modules) - set(layers)
         check_state(found, sixteen_bit(compressed, skeleton, dtype, rest), folder)
         for weight in matrices(compressed, skeleton):

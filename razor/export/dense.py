@@ -22,7 +22,7 @@ from razor.export.hf_folder import Skeleton, dtype_name, not_in_it, sixteen_bit,
 from razor.export.loaded import bare_model, gap, logits, quiet
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from razor.quant import Plan
 
@@ -33,7 +33,9 @@ class Dense(Exporter):
     name: ClassVar[str] = "dense"
     tags: ClassVar[tuple[str, ...]] = ("safetensors",)
 
-    def check(self, plan: Plan, config: PretrainedConfig) -> None:
+    def check(
+        self, plan: Plan, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
         """Nothing: it holds every plan."""
 
     def bytes(self, compressed: Compressed) -> int:

@@ -1,8 +1,9 @@
 """Writing a compressed model for a runtime, and proving that the runtime has the same model.
 
-An `Exporter` knows one format. Before weights are loaded it looks at the plan and says what it cannot hold; then it
-writes, into a folder that nobody sees yet; then it reads its own files back, compares codes bit for bit and, in the
-runtime itself, logits; only then does the folder get its name. An export that exists is one that was proven.
+An `Exporter` knows one format. Before weights are loaded it looks at the plan and says what it cannot hold; then
+it writes, into a folder that nobody sees yet; then it reads its own files back, compares codes bit for bit and, in
+the runtime itself where that is installed, logits; only then does the folder get its name. Card and manifest say
+what was compared, and what was not run.
 
     <out>/<format>/     the files of the format
                         README.md      model card: what, how, scores, exact bits, limits, how to load it, licence
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from razor.errors import RazorError
 from razor.export.card import model_card
 from razor.export.compressed import Compressed
-from razor.export.manifest import MANIFEST, write_manifest
+from razor.export.manifest import MANIFEST, read_manifest, write_manifest
 from razor.storage import atomic_write, require_space
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from razor.quant import Plan
 
@@ -52,8 +53,10 @@ class Exporter(ABC):
     """For the model card, as the hub knows them."""
 
     @abstractmethod
-    def check(self, plan: Plan, config: PretrainedConfig) -> None:
-        """Look for what the format cannot hold, by plan and architecture alone.
+    def check(
+        self, plan: Plan, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        """Look for what the format cannot hold, by plan, architecture and, where it is at hand, tokenizer.
 
         Raises:
             RazorError: names the first such modules, how many there are, why, and which formats would do; or a
@@ -102,9 +105,10 @@ def export(compressed: Compressed, exporters: Mapping[str, Exporter], out: Path)
         RazorError: see `Exporter`; a folder that holds something else; a full disk.
     """
     for exporter in exporters.values():
-        check_target(out / exporter.name)
-        exporter.check(compressed.plan, compressed.config)
-    require_space(out, sum(exporter.bytes(compressed) for exporter in exporters.values()), "these exports")
+        check_target(out / exporter.name, exporter.name)
+        exporter.check(compressed.plan, compressed.config, compressed.tokenizer)
+    needed = sum(exporter.bytes(compressed) for exporter in exporters.values())
+    require_space(out, needed, "these exports", "out=...")
     done = {}
     for exporter in exporters.values():
         done[exporter.name] = _one(compressed, exporter, out / exporter.name)
@@ -129,13 +133,22 @@ def _one(compressed: Compressed, exporter: Exporter, target: Path) -> Path:
     return target
 
 
-def check_target(folder: Path) -> None:
-    """Check that an export may be written here: over nothing, or over an older export.
+def check_target(folder: Path, format: str) -> None:
+    """Check that an export may be written here: over nothing, or over an older export of the same format.
 
     Raises:
-        RazorError: a file, or a folder that holds something else and would be lost.
+        RazorError: a file, or a folder that holds something else, which would be lost.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / MANIFEST).is_file():
-        raise RazorError(f"'{folder}' is there already and no export: choose another out=.")
+    try:
+        manifest = read_manifest(folder)
+    except RazorError:
+        manifest = {"format": None, "sha256": {}}
+    known = {MANIFEST, *manifest["sha256"]}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if manifest["format"] != format or files - known:
+        other = f" (see '{min(files - known)}')" if files - known else ""
+        raise RazorError(
+            f"'{folder}' is there already and is no export={format} alone{other}: choose another out=."
+        )

@@ -28,7 +28,6 @@ from razor.export.hf_folder import (
     check_state,
     integer_costs,
     not_in_it,
-    read_tensors,
     sixteen_bit,
     write_folder,
 )
@@ -40,9 +39,10 @@ from razor.export.integers import (
     shared_inputs,
 )
 from razor.export.loaded import compare_loaded
+from razor.export.shards import read_shards
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from razor.quant import Plan
 
@@ -58,7 +58,9 @@ class GPTQ(Exporter):
     name: ClassVar[str] = "gptq"
     tags: ClassVar[tuple[str, ...]] = ("gptq", "4-bit", "safetensors")
 
-    def check(self, plan: Plan, config: PretrainedConfig) -> None:
+    def check(
+        self, plan: Plan, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
         """See `Exporter`; the group has to be made of 32 inputs, outputs come in eights."""
         skeleton = Skeleton.of(config)
         spans = check_spans(self.name, plan, skeleton, bare=False)
@@ -89,7 +91,7 @@ class GPTQ(Exporter):
 
     def verify(self, compressed: Compressed, folder: Path) -> Proof:
         """Unpack what was written, bit for bit; load it in Transformers where GPTQModel is installed."""
-        skeleton, found = Skeleton.of(compressed.config), read_tensors(folder)
+        skeleton, found = Skeleton.of(compressed.config), read_shards(folder)
         check_state(found, sixteen_bit(compressed, skeleton, DTYPE, skeleton.ends), folder)
         count = 0
         for weight in matrices(compressed, skeleton):

@@ -7,7 +7,6 @@ and head, config, generation config, tokenizer, shards, and what the card has to
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from razor.errors import RazorError
+from razor.export.packed_files import dtype_name
+from razor.export.shards import write_shards
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from razor.export.compressed import Compressed
-
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ class Skeleton:
         """Full name of the parameter that a plan calls `name`."""
         known = dict(self.model.named_parameters(remove_duplicate=False))
         return f"{name}.weight" if f"{name}.weight" in known else name
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` for `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def sixteen_bit(
@@ -115,17 +109,7 @@ def write_folder(
         dtype: that config.json names, in which runtimes compute.
         quantization: `quantization_config` of config.json.
     """
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save
-
-    split = split_torch_state_dict_into_shards(dict(state), max_shard_size="5GB")
-    for file, names in split.filename_to_tensors.items():
-        # not save_file: a full disk must be an OSError
-        content = save({name: state[name].contiguous() for name in names}, metadata={"format": "pt"})
-        (folder / file).write_bytes(content)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    write_shards(state, folder)
     config = copy.deepcopy(compressed.config)
     config.architectures, config.dtype = [type(compressed.model).__name__], dtype_name(dtype)
     config.quantization_config = dict(quantization)
@@ -137,13 +121,6 @@ def write_words(compressed: Compressed, folder: Path) -> None:
     """Tokenizer and generation config."""
     compressed.tokenizer.save_pretrained(folder)
     compressed.model.generation_config.save_pretrained(folder)
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files, by name."""
-    from safetensors.torch import load_file
-
-    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
 
 
 def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:

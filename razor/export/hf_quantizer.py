@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from transformers.quantizers import auto
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 METHOD, VERSION = "razor", 2
 """`quant_method` in config.json, and the version of the format (docs/packed-format.md)."""
-
-HOLDS = ("decoded", "packed", "int4")
-"""See `razor.quant.coded.Hold`."""
 
 
 class RazorConfig(QuantizationConfigMixin):
@@ -62,8 +59,7 @@ class RazorConfig(QuantizationConfigMixin):
     ) -> None:
         self.quant_method: Any = METHOD
         check_version(version, "This model")
-        if hold not in HOLDS:
-            raise RazorError(f"hold='{hold}'. Choices: {', '.join(HOLDS)}.")
+        check_hold(hold)
         self.plan, self.compute_dtype, self.version = plan, compute_dtype, version
         self.hold = hold
 
@@ -154,6 +150,14 @@ def _tie(model: PreTrainedModel) -> None:
     for target, source in model.all_tied_weights_keys.items():
         owner, _, name = target.rpartition(".")
         model.get_submodule(owner).register_parameter(name, model.get_parameter(source))
+
+
+def check_hold(hold: Any) -> None:
+    """Raise RazorError for an unknown way to hold weights."""
+    from razor.quant.coded import Hold
+
+    if hold not in get_args(Hold):
+        raise RazorError(f"hold='{hold}'. Choices: {', '.join(get_args(Hold))}.")
 
 
 def check_version(version: Any, what: str) -> None:

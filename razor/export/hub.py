@@ -34,14 +34,12 @@ class Push:
         target: address of the repository, or of its branch.
         private: as it was asked for.
         files: bytes of each file, by its path in the repository.
-        formats: of the exports.
         done: False after a dry run.
     """
 
     target: str
     private: bool
     files: Mapping[str, int]
-    formats: tuple[str, ...]
     done: bool
 
     @property
@@ -82,10 +80,9 @@ def push(
     files = {path: local.stat().st_size for path, local in _files(exports).items()}
     branch = f"/tree/{revision}" if revision else ""
     planned = Push(
-        f"{constants.ENDPOINT}/{repo}{branch}",
+        f"{_shown(constants.ENDPOINT)}/{repo}{branch}",
         private,
         files,
-        tuple(c["format"] for c, _ in exports.values()),
         False,
     )
     if dry_run:
@@ -97,7 +94,7 @@ def push(
                 "must be one that may write. dry_run=true needs none."
             )
         _send(HfApi(token=token), exports, planned, repo, revision, message)
-    return Push(planned.target, private, files, planned.formats, True)
+    return Push(planned.target, private, files, True)
 
 
 def check_repo(repo: str) -> None:
@@ -202,6 +199,13 @@ def no_secrets(token: str | None, repo: str) -> Iterator[None]:
         while cause is not None:  # the answer of the server may lie below
             causes.append(f"{type(cause).__name__}: {' '.join(str(cause).split())}")
             cause = cause.__cause__
-        text = " <- ".join(causes)[:600]
+        text = " <- ".join(causes)
         text = text if token is None else text.replace(token, "***")
-        raise RazorError(f"repo='{repo}' could not be pushed ({text}).") from None
+        raise RazorError(f"repo='{repo}' could not be pushed ({text[:600]}).") from None
+
+
+def _shown(endpoint: str) -> str:
+    """An address without the name and password that may stand in it."""
+    scheme, _, rest = endpoint.rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from razor.errors import RazorError
-from razor.export.hf_folder import dtype_name
+from razor.export.packed_files import dtype_name
 from razor.quant import CodedWeight, Float16, Plan
 
 if TYPE_CHECKING:

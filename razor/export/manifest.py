@@ -27,7 +27,7 @@ def write_manifest(folder: Path, format: str, about: Mapping[str, str], proof: M
         proof: what was compared when it was written.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    sums = {str(path.relative_to(folder)): file_digest(path) for path in files}
+    sums = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
     content = {"format": format, "about": dict(about), "proof": dict(proof), "sha256": sums}
     (folder / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from razor.errors import RazorError
-from razor.export.hf_quantizer import METHOD, VERSION
-from razor.export.packed_files import CARD, CONFIG, INDEX, WEIGHTS, check_sums, read_card
+from razor.export.hf_quantizer import METHOD, VERSION, RazorConfig
+from razor.export.packed_files import CARD, CONFIG, dtype_name, read_card
+from razor.export.shards import INDEX, SHARD, WEIGHTS, read_shards, write_shards
 from razor.quant import Plan, packed_state
 from razor.storage import atomic_write, file_digest
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from razor.quant.coded import Hold
-
-SHARD = 5 * 10**9
-"""Bytes of a weights file, at most."""
 
 
 def save_packed(
@@ -57,60 +55,41 @@ def save_packed(
     """
     with atomic_write(folder) as temporary:
         temporary.mkdir()
-        _write_weights(packed_state(student, plan), temporary, shard)
+        write_shards(packed_state(student, plan), temporary, shard)
         tokenizer.save_pretrained(temporary)
         student.generation_config.save_pretrained(temporary)
         config = copy.deepcopy(student.config)
-        config.architectures, config.dtype = [type(student).__name__], _name(compute_dtype)
+        config.architectures, config.dtype = [type(student).__name__], dtype_name(compute_dtype)
         config.quantization_config = {
             "quant_method": METHOD,
             "version": VERSION,
-            "compute_dtype": _name(compute_dtype),
+            "compute_dtype": dtype_name(compute_dtype),
             "plan": plan.to_dict(),
         }
         config.save_pretrained(temporary)
-        files = sorted(path for path in temporary.iterdir() if path.is_file())
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
         card = {
             "version": VERSION,
             "about": {key: value for key, value in (about or {}).items() if value is not None},
-            "sha256": {path.name: file_digest(path) for path in files},
+            "sha256": {path.relative_to(temporary).as_posix(): file_digest(path) for path in files},
         }
         (temporary / CARD).write_text(json.dumps(card, indent=1))
 
 
-def _write_weights(state: dict[str, Tensor], folder: Path, shard: int) -> None:
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save
-
-    split = split_torch_state_dict_into_shards(state, max_shard_size=shard)
-    for name, tensors in split.filename_to_tensors.items():
-        # not save_file: a full disk must be an OSError, and others may read the file
-        content = save({t: state[t] for t in tensors}, metadata={"format": "pt"})
-        (folder / name).write_bytes(content)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=1))
-
-
 def reshard(folder: Path, shard: int) -> None:
     """Write the weights of a packed folder again, in files of at most `shard` bytes, and vouch for them."""
-    from safetensors.torch import load_file
-
-    state: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        state |= load_file(path)
+    state = read_shards(folder)
+    for path in folder.glob("*.safetensors"):
         path.unlink()
     (folder / INDEX).unlink(missing_ok=True)
-    _write_weights(state, folder, shard)
+    write_shards(state, folder, shard)
+    if not (folder / CARD).is_file():  # saved again by Transformers
+        return
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
     card["sha256"] = {name: d for name, d in card["sha256"].items() if (folder / name).is_file()}
     for path in (*folder.glob("*.safetensors"), *folder.glob(INDEX)):
         card["sha256"][path.name] = file_digest(path)
     (folder / CARD).write_text(json.dumps(card, indent=1))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def load_packed(folder: Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -124,10 +103,10 @@ def load_packed(folder: Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, 
     Raises:
         RazorError: no packed folder, made by another version, or damaged.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    RazorConfig(hold=hold)  # an unknown way to hold them is told before anything is read
     read_card(folder)
-    check_sums(folder)
     if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         raise RazorError(f"'{folder / WEIGHTS}' cannot be read: it is missing.")
     _check_generation(folder / "generation_config.json")
@@ -140,11 +119,21 @@ def load_packed(folder: Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, 
     except Exception as error:  # whatever Transformers makes of a field that is not right
         reason = " ".join(str(error).split())[:200]
         raise RazorError(f"'{folder}' is damaged: Transformers cannot load it ({reason}).") from error
+    return model.eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a packed folder.
+
+    Raises:
+        RazorError: there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise RazorError(f"'{folder}' lacks a tokenizer that can be read (tokenizer.json).") from error
-    return model.eval(), tokenizer
 
 
 def _check_generation(path: Path) -> None:

@@ -11,11 +11,13 @@ import torch
 from razor.errors import RazorError
 from razor.export.compressed import Compressed
 from razor.export.exporter import Exporter, Proof
-from razor.export.packed import SHARD, load_packed, packed_bytes, reshard
+from razor.export.packed import load_packed, packed_bytes, reshard
+from razor.export.packed_files import files_of
+from razor.export.shards import SHARD
 from razor.quant import CodedWeight
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from razor.quant import Plan
 
@@ -40,13 +42,15 @@ class Packed(Exporter):
             raise RazorError(f"export.packed.shard='{shard}' must be a positive number of bytes.")
         self.shard = shard
 
-    def check(self, plan: Plan, config: PretrainedConfig) -> None:  # noqa: D102 - it holds every plan
-        return
+    def check(
+        self, plan: Plan, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        """It holds every plan."""
 
     def write(self, compressed: Compressed, folder: Path) -> None:  # noqa: D102 - see Exporter
-        for path in sorted(compressed.folder.iterdir()):
-            if path.is_file() and path.name not in ("README.md", "manifest.json"):
-                shutil.copyfile(path, folder / path.name)
+        for name in files_of(compressed.folder):  # and nothing else that may lie there
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(compressed.folder / name, folder / name)
         if packed_bytes(folder) > self.shard:
             reshard(folder, self.shard)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from razor.errors import RazorError
+from razor.export.shards import INDEX, WEIGHTS
 from razor.quant import Plan
 from razor.storage import file_digest
 
@@ -26,11 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-CARD = "razor.json"
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)
-}
+CONFIG, CARD = "config.json", "razor.json"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SAFETENSORS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -93,6 +91,34 @@ def read_card(folder: Path) -> Card:
     about = about if isinstance(about, dict) else {}
     known = {str(key): str(value) for key, value in about.items() if value is not None}
     return Card(Plan.from_dict(quantization["plan"]), dtype, config, known)
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files that a packed folder consists of: those in razor.json, or where there is none the usual ones."""
+    sums = _json(folder / CARD).get("sha256") if (folder / CARD).is_file() else None
+    if isinstance(sums, dict):
+        names = [*sums, CARD]
+    else:
+        known = (
+            "config.json",
+            "generation_config.json",
+            "*.safetensors",
+            INDEX,
+            "*token*",
+            "*.jinja",
+            "*/*.jinja",
+        )
+        other = ("vocab.json", "merges.txt")
+        names = [
+            p.relative_to(folder).as_posix() for pattern in (*known, *other) for p in folder.glob(pattern)
+        ]
+    recipe = ["recipe.yaml"] if (folder / "recipe.yaml").is_file() else []
+    return sorted({*names, *recipe})
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as config.json says it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def dtype_of(name: Any, where: str) -> torch.dtype:

@@ -139,7 +139,6 @@ def _declare(library: ctypes.CDLL) -> None:
         ("llama_n_batch", ctypes.c_uint32, [pointer]),
         ("llama_model_get_vocab", pointer, [pointer]),
         ("llama_vocab_n_tokens", integer, [pointer]),
-        ("llama_model_size", ctypes.c_uint64, [pointer]),
         ("llama_tokenize", integer, [pointer, text, integer, pointer, integer, *flags]),
         ("llama_set_n_threads", None, [pointer, integer, integer]),
         ("llama_get_memory", pointer, [pointer]),

@@ -79,7 +79,7 @@ class LlamaRuntime:
         """Compare what the context became with what was asked for."""
         context, batch = (getattr(self._library, f"llama_n_{n}")(self._context) for n in ("ctx", "batch"))
         caches = [text for _, text in said if " K (" in text]
-        if context < self.longest or batch != self.batch or any(f" K ({kv})" not in text for text in caches):
+        if context < self.longest or batch != self.batch or not _all_of(caches, f" K ({kv})"):
             raise _other_layout(f"asked for {self.longest} tokens and {kv}, it has {context}: {caches[:1]}")
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
@@ -171,6 +171,11 @@ class LlamaRuntime:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _all_of(texts: Sequence[str], part: str) -> bool:
+    """Whether there are texts, and all of them hold a part."""
+    return bool(texts) and all(part in text for text in texts)
 
 
 def _context_params(library: ctypes.CDLL, context: int, batch: int, kv: int, flash: bool | None) -> Params:

@@ -28,6 +28,9 @@ from razor.quant.plan import Plan
 from razor.quant.sites import Site
 from razor.quant.view import MatrixView
 
+IN_KERNEL = ("int4_codes", "int4_scales", "kept_scales")
+"""Buffers of a weight that is held in the kernel's layout."""
+
 SMALL = 1 << 16
 """Numbers of an input that is remembered, at most."""
 
@@ -73,19 +76,34 @@ class CodedWeight(nn.Module):
 
     def arrange(self) -> None:
         """Put the codes into the layout of the 4-bit kernel, if that is how they are to be held and they fit."""
-        if self.hold != "int4" or self._int4 is not None or len(self.shape) != 2 or self.view != MatrixView():
+        plain = len(self.shape) == 2 and self.view == MatrixView()
+        here = getattr(self, self._names[0].replace(".", "_"), None)
+        if self.hold != "int4" or not plain or here is None or here.device.type != "cpu":
             return
         if (made := Int4Weight.of(self.format, self.unpacked())) is not None:
             self._int4 = made
             for name in self._names:
                 setattr(self, name.replace(".", "_"), None)
-            kept = {"int4_codes": made.codes, "int4_scales": made.scales, "kept_scales": made.kept.scales}
-            for name, tensor in kept.items():  # so that who counts buffers counts them
+            kept = (made.codes, made.scales, made.kept.scales)
+            for name, tensor in zip(IN_KERNEL, kept, strict=True):  # so that who counts buffers counts them
                 self.register_buffer(name, tensor, persistent=False)
+
+    def _pack_again(self) -> None:
+        """Take the codes out of the kernel's layout."""
+        if self._int4 is None:
+            return
+        packed = self.format.pack(self.unpacked())
+        self._int4 = None
+        for name in IN_KERNEL:
+            del self._buffers[name]
+        for name, tensor in packed.items():
+            setattr(self, name.replace(".", "_"), tensor)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         self.forget()
+        self._pack_again()
         super()._load_from_state_dict(*arguments, **options)
+        self.arrange()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self._int4 is None:
@@ -95,12 +113,15 @@ class CodedWeight(nn.Module):
             destination[prefix + name.replace(".", "_")] = tensor
 
     def _apply(self, *arguments: Any, **options: Any) -> CodedWeight:
-        self._decoded, before = None, dict(self.named_buffers())
+        self._decoded = None
+        self._pack_again()
+        before = dict(self.named_buffers())
         super()._apply(*arguments, **options)
         for name, tensor in before.items():
             now = getattr(self, name)
             if now.dtype != tensor.dtype:  # .to(dtype) is not meant for what is stored
                 setattr(self, name, tensor.to(now.device))
+        self.arrange()
         return self
 
     def unpacked(self) -> Codes:
@@ -124,7 +145,7 @@ class CodedWeight(nn.Module):
         """[..., in] times the weight [out, in], and a bias [out]: [..., out]."""
         few = x.numel() <= FEW * x.shape[-1] and x.dtype == torch.bfloat16 and x.device.type == "cpu"
         if self._int4 is not None and few:
-            product = self._int4.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+            product = self._int4.multiply(x.reshape(-1, x.shape[-1]).contiguous()).view(*x.shape[:-1], -1)
             return product if bias is None else product + bias
         return F.linear(x, self(x.dtype), bias)
 

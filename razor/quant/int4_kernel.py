@@ -4,8 +4,8 @@ To answer token by token a model reads every weight for a single row of inputs, 
 The kernel `_weight_int4pack_mm_for_cpu` reads four bits a weight and one bf16 scale a group, and sums in fp32: at
 one row it is faster than a product in bf16, with a quarter of the memory (docs/exports.md). It holds any code in
 -8..7: ternary, two to four bits, and rows that mix them. At many rows a product of decoded weights is faster, and
-that is what a prompt gets; it is exact. The kernel is not: its scales are rounded to bf16 (the student's *weights*
-are), so logits move by about as much as bf16 rounding moves them.
+that is what layers get at a prompt; it is exact. The kernel is not: its scales are rounded to bf16 (the student's
+*weights* are), so logits move by about as much as bf16 rounding moves them.
 
 The layout of the codes is the kernel's own business and differs between processors. It is read back when a weight
 is put into it, and where that does not give the same codes the weight stays as it was.

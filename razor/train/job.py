@@ -140,9 +140,10 @@ def check(job: Job) -> Prepared:
     plan = job.recipe.plan(skeleton)
     _check_losses(job, skeleton)
     for exporter in job.exporters.values():
-        check_target(job.folder / EXPORTS / exporter.name)
-        exporter.check(plan, skeleton.config)
+        check_target(job.folder / EXPORTS / exporter.name, exporter.name)
     tokenizer = job.model.tokenizer()
+    for exporter in job.exporters.values():
+        exporter.check(plan, skeleton.config, tokenizer)
     job.benchmark.prepare(tokenizer)
     steps = None if job.settings.max_minutes else job.settings.max_steps
     taught = job.objective.needs_teacher and teaching.cached is None

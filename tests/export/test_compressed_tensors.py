@@ -12,10 +12,11 @@ import torch
 from razor import cli
 from razor.errors import RazorError
 from razor.export.compressed_tensors import CompressedTensors
-from razor.export.hf_folder import Skeleton, read_tensors
+from razor.export.hf_folder import Skeleton
 from razor.export.integers import matrices
 from razor.export.loaded import bare_model, kl, logits
 from razor.export.manifest import check_files
+from razor.export.shards import read_shards
 from razor.quant import Affine, Float16, Format, Integer, RowMix, StretchedElastic, Ternary
 from tests.export.hf_models import exported, packed, packed_by, plan_of, qwen2
 
@@ -96,7 +97,7 @@ def test_layers_of_several_widths_groups_and_kinds(tmp_path: Path) -> None:
         "up_proj": (8, 64),
         "down_proj": (4, -1),  # its only group
     }
-    tensors = read_tensors(folder)
+    tensors = read_shards(folder)
     assert tensors["model.layers.0.self_attn.v_proj.weight"].dtype == torch.float16
     assert proof(folder)["fp32 logits"] < 1e-5 and proof(folder)["matrices"] == 12
 

@@ -25,9 +25,10 @@ from razor.export.exporter import export
 from razor.export.gptq import GPTQ
 from razor.export.gptq_layout import packed as gptq_tensors
 from razor.export.gptq_layout import unpacked
-from razor.export.hf_folder import Skeleton, read_tensors
+from razor.export.hf_folder import Skeleton
 from razor.export.integers import integers, matrices
 from razor.export.manifest import check_files
+from razor.export.shards import read_shards
 from razor.models import RandomModel
 from razor.quant import Affine, Float16, Format, Integer, RowMix, StretchedElastic, Ternary
 from tests.conftest import ROOT
@@ -75,7 +76,7 @@ def test_holds_the_codes_in_the_published_layout(tmp_path: Path, quant: str, mod
     assert config["dtype"] == "float16"
     assert (told["quant_method"], told["bits"], told["group_size"]) == ("gptq", 4, 32)
     assert told["sym"] is True and told["desc_act"] is False and told["checkpoint_format"] == "gptq"
-    tensors = read_tensors(folder)
+    tensors = read_shards(folder)
     ours = {weight.name: weight for weight in matrices(compressed, Skeleton.of(compressed.config))}
     assert len(ours) == 28
     for name, weight in ours.items():
@@ -91,7 +92,7 @@ def test_holds_the_codes_in_the_published_layout(tmp_path: Path, quant: str, mod
 
 def test_embedding_and_head_are_sixteen_bits(tmp_path: Path) -> None:
     compressed = packed(tmp_path, "w4", "tiny_llama")
-    tensors = read_tensors(exported(compressed, GPTQ()))
+    tensors = read_shards(exported(compressed, GPTQ()))
     for weight in compressed.weights():
         if weight.name in ("lm_head", "model.embed_tokens"):
             assert torch.equal(tensors[f"{weight.name}.weight"], weight.decoded().half())
@@ -104,10 +105,10 @@ def test_larger_groups_repeat_their_scale(tmp_path: Path, group: Any, expected: 
     folder = exported(compressed, GPTQ())  # which compares every weight
     told = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert told["group_size"] == expected
-    scales = read_tensors(folder)["model.layers.0.mlp.down_proj.scales"]
+    scales = read_shards(folder)["model.layers.0.mlp.down_proj.scales"]
     assert scales.shape == (256 // expected, 128)
     assert torch.equal(scales[0], scales[1]) == (group in ("row", "tensor"))
-    assert read_tensors(folder)["model.layers.0.self_attn.q_proj.bias"].dtype == torch.float16
+    assert read_shards(folder)["model.layers.0.self_attn.q_proj.bias"].dtype == torch.float16
 
 
 def test_one_group_size_for_all_layers(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_zero_points_are_held_where_version_1_can(tmp_path: Path) -> None:
     plan = plan_of(source, Affine(4, 32), up_proj=Integer(4, 32))
     folder = exported(packed_by(tmp_path, source, plan), GPTQ())
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["sym"] is False
-    tensors = read_tensors(folder)
+    tensors = read_shards(folder)
     assert set(tensors["model.layers.0.mlp.up_proj.qzeros"].unique().tolist()) == {0x77777777}
     assert len(tensors["model.layers.0.mlp.down_proj.qzeros"].unique()) > 10
     assert "vLLM (0.32) takes symmetric GPTQ alone" in (folder / "README.md").read_text()

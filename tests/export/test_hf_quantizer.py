@@ -142,3 +142,38 @@ def test_import_razor_is_all_it_takes(saved: tuple[Any, Path], order: str) -> No
 def test_a_version_that_is_not_read(saved: tuple[Any, Path]) -> None:
     with pytest.raises(RazorError, match="format 3"):
         razor.RazorConfig(version=3)
+
+
+def test_held_in_the_kernel(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    """Four bits in memory: bit for bit at prompts, near it token by token, saved as it was."""
+    student, folder = saved
+    model = razor.load(folder, hold="int4")[0]
+    held = [m for m in model.modules() if isinstance(m, CodedWeight) and m._int4 is not None]
+    assert held and torch.equal(logits(model), logits(student))
+    prompt = torch.arange(3, 23).repeat(2, 1)
+    made = model.generate(input_ids=prompt, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert made.shape == (2, 26)
+    with torch.no_grad():
+        one = [m(input_ids=prompt[:1, :1], use_cache=False).logits.float() for m in (model, student)]
+    assert 0 < (one[0] - one[1]).abs().max() < 0.05 * one[1].abs().max()
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), logits(student))
+    model.load_state_dict(model.state_dict())
+    model.to(torch.device("cpu"))
+    assert torch.equal(logits(model), logits(student)) and all(m._int4 is not None for m in held)
+
+
+def test_other_codes_are_taken_in(saved: tuple[Any, Path]) -> None:
+    _, folder = saved
+    model = razor.load(folder, hold="int4")[0]
+    before = logits(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    name = next(n for n in state if n.endswith("up_proj.coded.low_scales"))
+    state[name] = state[name] * 2
+    model.load_state_dict(state)
+    assert not torch.equal(logits(model), before)
+
+
+def test_an_unknown_way_to_hold_is_told_first(saved: tuple[Any, Path]) -> None:
+    with pytest.raises(RazorError, match="Choices: decoded, packed, int4"):
+        razor.load(saved[1], hold="int8")  # type: ignore[arg-type]

@@ -188,3 +188,23 @@ def test_a_weight_that_inference_decoded_serves_a_gradient():
     x.requires_grad_()
     model(x).sum().backward()
     assert x.grad is not None
+
+
+def test_an_input_is_remembered_until_it_changes() -> None:
+    from razor.quant.coded import SMALL, SharedInput
+
+    shared, x = SharedInput(Integer(8, 8)), torch.randn(1, 16)
+    with torch.no_grad():
+        first = shared(x)
+        assert shared(x) is first and torch.equal(first, shared.format(x))
+        x.add_(1)
+        assert torch.equal(shared(x), shared.format(x)) and not torch.equal(shared(x), first)
+        assert torch.equal(shared(2 * x), shared.format(2 * x))
+        large = torch.randn(SMALL // 8 + 1, 8)
+        assert shared(large) is not shared(large)
+    x.requires_grad_()
+    shared(x).sum().backward()  # a result without gradient is not handed out here
+    assert x.grad is not None
+    with torch.inference_mode():
+        ones = torch.ones(1, 8)
+        assert torch.equal(shared(ones), shared.format(ones))

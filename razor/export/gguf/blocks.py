@@ -75,11 +75,6 @@ class BlockType:
         """llama.cpp's function that decodes it."""
         return f"dequantize_row_{self.name.replace('Q', 'q').replace('T', 't')}"
 
-    @property
-    def bits(self) -> float:
-        """Bits per weight."""
-        return 8 * self.bytes / self.size
-
 
 def lifted(codes: Ints, offset: int) -> Bytes:
     """Codes + offset, as bytes."""

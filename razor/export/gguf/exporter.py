@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ from razor.export.gguf.blocks import Q2_0, BlockType
 from razor.export.gguf.holding import SMALLEST, as_written, block_types
 from razor.export.gguf.proof import compare_fp32, compare_head, compare_logits, compare_tokens, open_for_proof
 from razor.export.gguf.reading import compare
+from razor.export.gguf.vocabulary import vocabulary
 from razor.export.gguf.writing import Entry, entries, file_bits, write
 from razor.models.llama_library import FOLDER, block_size, find_library
 from razor.quant import RowMix
 from razor.quant.sites import sites
+from razor.spec import read
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from razor.export.compressed import Compressed
     from razor.quant import Plan
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 EIGHT_BITS = "-ctk q8_0 -ctv q8_0"
 """llama.cpp's options for an 8-bit KV cache."""
 
-Trits = Literal["tq1_0", "tq2_0", "auto"]
+Trits = Literal["tq1_0", "tq2_0"]
 Dtype = Literal["exact", "f32"]
 
 
@@ -38,7 +41,7 @@ class GGUF(Exporter):
 
     Args:
         ternary: type of ternary weights whose groups are 256 or more: "tq1_0" (1.69 bits), "tq2_0" (2.06 bits, less
-            to compute), or "auto", which is the smaller.
+            to compute).
         q2_0: use llama.cpp's newer Q2_0 (2.25 bits) for ternary weights in groups of 64; llama.cpp before version
             0.5 does not read it.
         dtype: "exact", or "f32": every weight decoded to fp32, to compare models.
@@ -61,6 +64,10 @@ class GGUF(Exporter):
         runtime: bool | None = None,
         kl: float = 1e-3,
     ) -> None:
+        read(bool, q2_0, "export.gguf.q2_0")
+        read(bool | None, runtime, "export.gguf.runtime")
+        if not 0 <= read(float, kl, "export.gguf.kl") < math.inf:
+            raise RazorError(f"export.gguf.kl={kl} must be a number of nats, 0 or more.")
         for key, value, choices in (("ternary", ternary, get_args(Trits)), ("dtype", dtype, get_args(Dtype))):
             if value not in choices:
                 raise RazorError(f"export.gguf.{key}='{value}'. Choices: {', '.join(choices)}.")
@@ -71,7 +78,9 @@ class GGUF(Exporter):
         """Block types, the preferred first."""
         return block_types(self.ternary, self.q2_0)
 
-    def check(self, plan: Plan, config: PretrainedConfig) -> None:  # noqa: D102 - see Exporter
+    def check(  # noqa: D102 - see Exporter
+        self, plan: Plan, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -84,11 +93,17 @@ class GGUF(Exporter):
                 "export.gguf.q2_0=true cannot be proven here: this llama.cpp does not know Q2_0 (0.5 and later do)."
             )
         own = architecture(config)
+        own.facts()  # rotary scaling and the like
+        own.added_tensors()
+        if tokenizer is not None:
+            vocabulary(tokenizer, config.get_text_config().vocab_size)
         with torch.device("meta"):
-            found = sites(AutoModelForCausalLM.from_config(config))
+            skeleton = AutoModelForCausalLM.from_config(config)
+        for name, _ in skeleton.named_parameters():
+            own.tensor(name)
+        found = sites(skeleton)
         refused: dict[str, str] = {}
         for name, place in plan.modules.items():
-            own.tensor(f"{name}.weight")
             try:
                 as_written(place.weights, self.dtype == "f32", found[name].shape[1], self.types)
             except RazorError as error:

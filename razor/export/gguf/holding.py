@@ -60,7 +60,7 @@ def block_types(ternary: str, q2_0: bool) -> list[BlockType]:
     """Types to choose from, the preferred first.
 
     Args:
-        ternary: "tq1_0", "tq2_0", or "auto", which is the smaller.
+        ternary: "tq1_0" or "tq2_0", the one that is used.
         q2_0: whether Q2_0 may be used, which older versions of llama.cpp do not know.
     """
     trits = [TQ2_0] if ternary == "tq2_0" else [TQ1_0]

@@ -196,7 +196,7 @@ def _general(writer: Any, compressed: Compressed, tensors: Sequence[Entry]) -> N
         writer.add_base_model_name(0, about["base"].rpartition("/")[2])
         if "/" in about["base"]:
             writer.add_base_model_organization(0, about["base"].partition("/")[0])
-    writer.add_quantized_by("Razor (quantization-aware distillation; codes written as trained)")
+    writer.add_quantized_by(f"Razor ({compressed.how}; codes written as they are)")
     writer.add_file_type(file_type(tensors))
     writer.add_quantization_version(2)
     for key, value in about.items():
@@ -226,5 +226,7 @@ def _vocabulary(writer: Any, own: Vocabulary, compressed: Compressed) -> None:
     for key, flag in own.flags.items():
         writer.add_bool(f"tokenizer.ggml.{key}", flag)
     template = getattr(compressed.tokenizer, "chat_template", None)
-    if isinstance(template, (str, list)):
+    if isinstance(template, dict):  # of several, by name
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    if template:
         writer.add_chat_template(template)
