@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import platform
 import resource
 import shutil
 import statistics
@@ -26,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from peer.sides import machine, read_options
 
 CASES = {
     "bf16": ("w16", []),
@@ -87,11 +88,10 @@ def make(folder: str, case: str, options: dict[str, Any]) -> None:
 
 
 def main(words: list[str]) -> None:
-    given = dict(word.split("=", 1) for word in words)
-    options = {key: type(value)(given.pop(key, value)) for key, value in OPTIONS.items()}
+    options = read_options(words, OPTIONS)
     cases = options["cases"].split(",")
-    if given or not set(cases) <= set(CASES) or cases[0] != "bf16":  # which the others are held against
-        sys.exit(f"Options: {', '.join(OPTIONS)}. Cases: {', '.join(CASES)}; the first is bf16.")
+    if not set(cases) <= set(CASES) or cases[0] != "bf16":  # which the others are held against
+        sys.exit(f"cases='{options['cases']}'. Choices: {', '.join(CASES)}; the first is bf16.")
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options["keep"] or temporary
@@ -135,8 +135,8 @@ def say(options: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
             "bytes ratio": round(smaller, 2),
             "speed / bytes": round(speed / smaller, 2),
         }
-    machine = {"machine": platform.machine(), "llama.cpp": _version()}
-    print(json.dumps({"benchmark": "decode", **options, "cases": cases, **machine}), flush=True)
+    facts = machine(options["threads"]) | {"llama.cpp": _version()}
+    print(json.dumps({"benchmark": "decode", **options, "cases": cases, "machine": facts}), flush=True)
 
 
 def _version() -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import sys
@@ -24,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from peer.sides import machine, read_options, versions
 
 OPTIONS = {
     "model": "smollm2_135m",
@@ -80,10 +81,7 @@ def prepare(folder: Path, options: dict[str, Any]) -> None:
 
 
 def main(words: list[str]) -> None:
-    given = dict(word.split("=", 1) for word in words)
-    options = {key: type(value)(given.pop(key, value)) for key, value in OPTIONS.items()}
-    if given:
-        sys.exit(f"Unknown option {min(given)}. Choices: {', '.join(OPTIONS)}.")
+    options = read_options(words, OPTIONS)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         maker = context.Process(target=prepare, args=(Path(folder), options))
@@ -108,8 +106,6 @@ def main(words: list[str]) -> None:
 
 
 def say(options: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
-    import torch
-
     dense = found["dense"]
     sides = {}
     for side, numbers in found.items():
@@ -124,8 +120,8 @@ def say(options: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
             "peak_MB": round(numbers["peak"] / 1e6),
             "all": [round(1 / t, 2) for t in numbers["token"]],
         }
-    machine = {"machine": platform.machine(), "torch": torch.__version__}
-    print(json.dumps({"benchmark": "packed_model", **options, "sides": sides, **machine}), flush=True)
+    facts = machine(options["threads"]) | versions("torch", "transformers")
+    print(json.dumps({"benchmark": "packed_model", **options, "sides": sides, "machine": facts}), flush=True)
 
 
 if __name__ == "__main__":

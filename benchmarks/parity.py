@@ -3,17 +3,19 @@
 A case is a packed model, made here by plain rounding (`cases=`), from random weights in a real shape, or a run of
 yours (`run=`). It is exported twice: with every weight as fp32, where llama.cpp has to give the logits of the fp32
 model within 1e-2, and as it is meant, where int8 activations move predictions. Every code and every scale is read
-back and compared. Held-out text then shows what a user sees: perplexity of the file in llama.cpp, with keys and
-values as q8_0, beside the student's own, in bf16 with the activations and KV cache of its plan.
+back and compared. Text then shows what a user sees: perplexity of the file in llama.cpp, with keys and values as
+q8_0, beside the student's own, in bf16 with the activations and KV cache of its plan. For a run that is the run's
+own held-out text, response tokens alone, as in its report; otherwise that of `text=`.
 
-    python benchmarks/parity.py [cases=tiny_qwen3:matrix_2p79,smollm2_135m:w4,qwen3_0p6b:matrix_2p79] [run=RUN]
+    python benchmarks/parity.py [cases=tiny_qwen3:matrix_2p79,smollm2_135m:w4,qwen3_0p6b:matrix_2p79] [run=RUN,RUN]
         [text='docs/*.md'] [rows=8] [length=256] [f32=true]
 
 prints a line of JSON for each case: `f32.largest_logit_difference` (goal 1e-2), `kl_per_token` of the file beside
-`kl_of_int8_activations` (nats, 64 tokens), `same_top1` (percent), `perplexity` of student and file and their ratio
-(goal within 0.5 % for a trained student; plain rounding to few bits gives a model that any rounding changes),
-`bits_per_weight`, `seconds` for writing and proving, and the peak of resident memory so far. A Qwen3 shape has
-random weights: its codes are compared, and its perplexity left out.
+`kl_of_int8_activations` (nats, 64 tokens), `same_top1` (percent), `perplexity` of student and file, their ratio
+(goal within 0.5 % for a trained student; plain rounding to few bits gives a model that any rounding changes) and
+its standard error from the differences token by token, `bits_per_weight`, `seconds` for writing and proving, and
+the peak of resident memory so far. A Qwen3 shape has random weights: its codes are compared, and its perplexity
+left out.
 """
 
 from __future__ import annotations
@@ -25,14 +27,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peer.sides import read_options, versions
+from peer.sides import machine, read_options, versions
 
 from razor import cli
+from razor.cli.standing import saved_config
+from razor.cli.teacher import teaching
 from razor.data.text_file import files_of
 from razor.export.compressed import Compressed
 from razor.export.exporter import export
@@ -46,7 +51,8 @@ from razor.train.run import quieten
 CASES = (
     "tiny_qwen3:matrix_2p79,smollm2_135m:w4,smollm2_135m:mixed_2p79,smollm2_135m:w1p58,qwen3_0p6b:matrix_2p79"
 )
-OPTIONS = {"cases": CASES, "run": "", "text": "docs/*.md", "rows": 8, "length": 256, "f32": True}
+OPTIONS = {"cases": CASES, "run": "", "text": "", "rows": 8, "length": 256, "f32": True}
+TEXT = "docs/*.md"
 
 
 def rounded(model: str, quant: str, folder: Path) -> Compressed:
@@ -71,59 +77,84 @@ def exported(compressed: Compressed, out: Path, **options: Any) -> tuple[Path, d
     return path, read_manifest(folder)["proof"], seconds
 
 
-def rows_of(compressed: Compressed, pattern: str, rows: int, length: int) -> torch.Tensor:
-    """[rows, length] tokens of text files, one after another."""
+@dataclass(frozen=True)
+class Text:
+    """One text: token ids [T], and which of the tokens after the first a model is asked for, [T - 1] bool."""
+
+    ids: torch.Tensor
+    asked: torch.Tensor
+
+
+def texts_of(compressed: Compressed, pattern: str, rows: int, length: int) -> list[Text]:
+    """`rows` times `length` tokens of text files, one after another."""
     ids: list[int] = []
     for path in files_of(pattern, (".txt", ".md")):
         ids += compressed.tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
         if len(ids) >= rows * length:
             break
-    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)[:rows]
+    table = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)[:rows]
+    return [Text(row, torch.ones(length - 1, dtype=torch.bool)) for row in table]
 
 
-def entropy(logits: torch.Tensor, tokens: torch.Tensor) -> float:
-    """Sum of the cross entropies of the tokens after the first, nats."""
-    return float(torch.nn.functional.cross_entropy(logits[:-1].float(), tokens[1:], reduction="sum"))
+def held_out(run: Path) -> list[Text]:
+    """The documents that a run was scored on."""
+    found = []
+    for batch in teaching(saved_config(run)).corpus().held_out.batches(1):
+        for document in batch.documents[batch.documents >= 0].unique():
+            here = batch.documents[0] == document
+            found.append(Text(batch.input_ids[0, here], batch.valid[0, here][:-1]))
+    return found
+
+
+def entropies(logits: torch.Tensor, text: Text) -> torch.Tensor:
+    """Cross entropies of the asked tokens, nats."""
+    every = torch.nn.functional.cross_entropy(logits[:-1].float(), text.ids[1:], reduction="none")
+    return every[text.asked].double()
 
 
 @torch.no_grad()
-def perplexities(compressed: Compressed, path: Path, tokens: torch.Tensor) -> dict[str, float]:
+def perplexities(compressed: Compressed, path: Path, texts: list[Text]) -> dict[str, float]:
     """Of the student as it was trained, and of the file in llama.cpp with an 8-bit KV cache."""
-    sums = {"student": 0.0, "llama_cpp": 0.0}
-    with LlamaProcess(path, context=tokens.shape[1], kv="q8_0") as llama:
-        for row in tokens:
-            own = compressed.model(input_ids=row.unsqueeze(0), use_cache=False).logits[0]
-            sums["student"] += entropy(own, row)
-            found = torch.from_numpy(np.array(llama.logits(row.tolist())))
-            sums["llama_cpp"] += entropy(found, row)
-    count = len(tokens) * (tokens.shape[1] - 1)
-    scores = {name: float(np.exp(total / count)) for name, total in sums.items()}
-    return scores | {"ratio": scores["llama_cpp"] / scores["student"], "tokens": count}
+    own, others = [], []
+    with LlamaProcess(path, context=max(len(text.ids) for text in texts), kv="q8_0") as llama:
+        for text in texts:
+            student = compressed.model(input_ids=text.ids.unsqueeze(0), use_cache=False).logits[0]
+            own.append(entropies(student, text))
+            others.append(entropies(torch.from_numpy(np.array(llama.logits(text.ids.tolist()))), text))
+    student, file = torch.cat(own), torch.cat(others)
+    scores = {"student": float(student.mean().exp()), "llama_cpp": float(file.mean().exp())}
+    error = float((file - student).std()) / len(file) ** 0.5
+    ratio = scores["llama_cpp"] / scores["student"]
+    return scores | {"ratio": ratio, "ratio_stderr": ratio * error, "tokens": len(file)}
 
 
 def measure(name: str, compressed: Compressed, given: dict[str, Any], home: Path) -> dict[str, Any]:
     """One case."""
-    random = name.startswith(("qwen3", "tiny"))
-    found: dict[str, Any] = {"benchmark": "parity", "case": name, "random_weights": random}
-    if given["f32"] and not name.startswith(
-        "qwen3"
-    ):  # gigabytes that show nothing more than the first layers do
+    random = not given["run"] and name.startswith(("qwen3", "tiny"))
+    steps = saved_config(Path(name)).trainer.max_steps if given["run"] else 0
+    found: dict[str, Any] = {"benchmark": "parity", "case": name, "random_weights": random, "steps": steps}
+    found |= {"model": compressed.about["model"], "quant": compressed.about["quant"]}
+    if given["f32"] and not (random and name.startswith("qwen3")):  # gigabytes that first layers spare us
         path, found["f32"], _ = exported(compressed, home / "f32", dtype="f32")
         path.unlink()
     path, proof, seconds = exported(compressed, home / "out")
     found |= proof | {"bytes": path.stat().st_size, "seconds": seconds}
     found["bits_per_weight"] = 8 * found["bytes"] / compressed.size.total.parameters
     if not random:
-        tokens = rows_of(compressed, str(given["text"]), int(given["rows"]), int(given["length"]))
-        found["perplexity"] = perplexities(compressed, path, tokens)
+        own = given["run"] and not given["text"]
+        pattern = str(given["text"] or TEXT)
+        sizes = int(given["rows"]), int(given["length"])
+        texts = held_out(Path(name)) if own else texts_of(compressed, pattern, *sizes)
+        found["perplexity"] = perplexities(compressed, path, texts)
     path.unlink()
     found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return found | {"versions": versions("torch", "transformers", "gguf", "xllamacpp")}
+    return found | {"machine": machine(torch.get_num_threads()) | versions("torch", "gguf", "xllamacpp")}
 
 
 def cases(given: dict[str, Any], home: Path) -> Iterator[tuple[str, Compressed]]:
     if given["run"]:
-        yield str(given["run"]), Compressed.open(Path(str(given["run"])))
+        for run in str(given["run"]).split(","):
+            yield run, Compressed.open(Path(run))
         return
     for name in str(given["cases"]).split(","):
         model, _, quant = name.partition(":")

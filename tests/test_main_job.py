@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from razor.evals.report import SCHEMA
+from razor.export.manifest import check_files
 
 ROW = ["name", "w_a_kv", "tasks", "average", "perplexity", "kl", "ratio_paper", "ratio_disk", "bytes_disk"]
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -182,6 +183,27 @@ def test_benchmarks_have_standard_errors(main_job: Any, tmp_path: Path) -> None:
         assert all(task["stderr"] is not None and task["rows"] == 2 for task in tasks)
         assert row["average"] == pytest.approx(sum(task["value"] for task in tasks) / 5)
     assert "±" in done.out and "average" in done.out
+
+
+def test_exports_lie_in_the_run(main_job: Any) -> None:
+    """Each proven, with the scores of this run on its card; a rerun of a finished run leaves them alone."""
+    done = main_job("export=[packed,gguf]", "quant=w4", "trainer.max_steps=2")
+    assert done.code == 0, done.err
+    assert {path.name for path in (done.folder / "exports").iterdir()} == {"packed", "gguf"}
+    report = report_of(done.folder)
+    after = next(row for row in report["rows"] if row["name"] == "after")
+    for name in ("packed", "gguf"):
+        folder = done.folder / "exports" / name
+        check_files(folder)
+        card = (folder / "README.md").read_text()
+        assert f"{after['perplexity']:.4g}" in card and "quantization-aware distillation" in card
+        assert str(Path("exports") / name) in done.out
+
+
+def test_what_no_format_holds_is_told_before_training(main_job: Any) -> None:
+    done = main_job("export=[gptq]", "quant=w4", "quant.weights.group=16")
+    assert done.code == 2 and "export=gptq" in done.err and "q_proj" in done.err
+    assert not (done.folder / "packed").exists()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import nn
 
 from razor.cli import build, composed, model_source
 from razor.errors import RazorError
-from razor.quant import Float16, Integer, Plan, RowMix, Ternary
+from razor.quant import Float16, Integer, Plan, RowMix, Ternary, measure
 from razor.recipe import Override, PlanFile, QuantRecipe
 from razor.recipe.override import matching
 
@@ -168,6 +168,7 @@ def test_overrides_change_what_they_match_and_the_last_wins(skeleton):
             "*embed*": {"weights": {"kind": "Integer", "width": 8, "group": 32}},
         }
     )
+    assert recipe.w_a_kv == "W1.58*-A8-KV16"  # nothing is planned yet
     found, plain = labels(recipe, skeleton), labels(small(), skeleton)
     expected = {
         f"model.layers.{i}.mlp.down_proj": value for i, value in enumerate(["3/8", "3/-", "5/4", "3/8"])
@@ -175,7 +176,8 @@ def test_overrides_change_what_they_match_and_the_last_wins(skeleton):
     expected |= {f"model.layers.{i}.mlp.{part}_proj": "1.58/-" for i in (1, 2) for part in ("gate", "up")}
     expected |= {"model.embed_tokens": "8/-"}
     assert {name: value for name, value in found.items() if value != plain[name]} == expected
-    assert recipe.w_a_kv == "W1.58*-A8-KV16"
+    mean = measure(skeleton, recipe.plan(skeleton)).code_bits
+    assert recipe.w_a_kv == f"W{mean:.2f}-A8-KV16" and 1.58 < mean < 5
 
 
 def test_none_is_a_word_for_no_activations(skeleton):

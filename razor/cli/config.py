@@ -69,8 +69,7 @@ def quantization(config: DictConfig) -> Any:
 def about(config: DictConfig, recipe: Any, origin: str) -> dict[str, str | None]:
     """What a compressed model is called by cards and tables: model, recipe, where both come from, what was done."""
     told = {key: config.model.get(key) for key in ("base", "licence", "note")}
-    own = {"model": config.model.name, "quant": recipe.name, "w_a_kv": recipe.w_a_kv, "origin": origin}
-    return own | told
+    return {"model": config.model.name, "quant": recipe.name, "origin": origin} | told
 
 
 def from_recipe(key: str, default: Any, *, _root_: DictConfig) -> Any:

@@ -81,7 +81,8 @@ def quantize(overrides: Sequence[str]) -> int:
     recipe.quant.plan(source.skeleton())  # what does not fit is said before weights are loaded
     check_place(folder)
     student = apply(source.load(torch.bfloat16), recipe).eval()
-    save(student, source.tokenizer(), folder, about(config, recipe.quant, ROUNDED))
+    told = about(config, recipe.quant, ROUNDED) | {"w_a_kv": recipe.quant.w_a_kv}
+    save(student, source.tokenizer(), folder, told)
     check_packed(student, folder, torch.arange(64).unsqueeze(0) % student.config.get_text_config().vocab_size)
     size = packed_bytes(folder) / 1e6
     print(f"{folder}: {recipe.quant.w_a_kv}, {size:.1f} MB of weights, read back with the same logits")

@@ -14,7 +14,7 @@ from torch import nn
 from razor.errors import RazorError
 from razor.quant import Float16, Format, Placement, Plan, Site, sites
 from razor.recipe.override import Override, matching
-from razor.recipe.plan_file import fitting
+from razor.recipe.plan_file import fitting, mean_width
 from razor.spec import construct, located, read
 
 _Weights = dict[str, tuple[Format, str]]
@@ -66,13 +66,17 @@ class QuantRecipe:
             for pattern, other in read(Mapping[str, Any], overrides or {}, "quant.overrides").items()
         }
         self.exclude = list(read(Sequence[str], exclude or [], "quant.exclude"))
+        self._mean_width: str | None = None
 
     @property
     def w_a_kv(self) -> str:
-        """Widths of weights, activations and KV cache, as in 'W2.79-A8-KV8'; a star tells of exceptions."""
+        """Widths of weights, activations and KV cache, as in 'W2.79-A8-KV8'.
+
+        With exceptions that of the weights is the decoder's mean once a model was planned; before, a star tells.
+        """
         activations, kv_cache = (x.label if x else "16" for x in (self.activations, self.kv_cache))
         star = "*" if self.overrides or self.exclude else ""
-        return f"W{self.weights.label}{star}-A{activations}-KV{kv_cache}"
+        return f"W{self._mean_width or self.weights.label + star}-A{activations}-KV{kv_cache}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the `quant` section of a recipe; the name is the recipe's."""
@@ -123,7 +127,10 @@ class QuantRecipe:
             for name in found
             if name in weights
         }
-        return fitting(Plan(modules, self.kv_cache, self.rest), model, "quant")
+        plan = fitting(Plan(modules, self.kv_cache, self.rest), model, "quant")
+        if self.overrides or self.exclude:
+            self._mean_width = mean_width(model, plan)
+        return plan
 
     def _by_kind(self, found: Mapping[str, Site], model: nn.Module) -> tuple[_Weights, _Inputs]:
         """Formats before any exception, each with its path in the recipe."""

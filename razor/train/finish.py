@@ -37,7 +37,8 @@ def finish(
     """Pack, check and report; prints the table and what was made."""
     packed = job.folder / "packed"
     student = student.cpu().eval()
-    save_packed(student, prepared.plan, evaluation.tokenizer, job.settings.dtype, packed, job.about)
+    about = {**job.about, "w_a_kv": job.recipe.w_a_kv}
+    save_packed(student, prepared.plan, evaluation.tokenizer, job.settings.dtype, packed, about)
     prepared.recipe.save(packed / RECIPE)
     batch = evaluation.held_out[0].to("cpu")
     check_packed(student, packed, batch.input_ids, batch.position_ids)

@@ -14,7 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from razor.errors import RazorError
 from razor.export.compressed import Compressed
-from razor.export.exporter import export
+from razor.export.compressed_tensors import CompressedTensors
+from razor.export.dense import Dense
+from razor.export.exporter import Exporter, export
+from razor.export.gptq import GPTQ
 from razor.export.manifest import check_files
 from razor.export.packed import save_packed
 from razor.export.packed_exporter import Packed
@@ -63,4 +66,23 @@ def test_damaged_exports_are_refused(tiny_student: Callable[..., Any], tmp_path:
             with pytest.raises(RazorError):
                 check_sums(folder)
                 pytest.fail(f"{what}: razor.json is content")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("exporter", [Dense(), GPTQ(), CompressedTensors()], ids=lambda e: e.name)
+def test_damaged_folders_of_other_formats_are_refused(
+    exporter: Exporter, tiny_student: Callable[..., Any], tmp_path: Path
+) -> None:
+    student, plan, tokenizer, _ = tiny_student("w4", "tiny_llama")
+    save_packed(student, plan, tokenizer, torch.bfloat16, tmp_path / "packed")
+    made = export(Compressed.open(tmp_path / "packed"), {exporter.name: exporter}, tmp_path / "exports")
+    draw = random.Random(1)
+    for _ in range(DAMAGES // 5):
+        folder = tmp_path / "damaged"
+        shutil.copytree(made[exporter.name], folder)
+        what = damage(draw.choice(sorted(folder.iterdir())), draw)
+        with pytest.raises(RazorError) as error:
+            check_files(folder)
+            pytest.fail(f"{what}: check_files is content")
+        assert "\n" not in str(error.value), what
         shutil.rmtree(folder)
