@@ -1,7 +1,8 @@
-# A small image that serves one GGUF over HTTP: llama.cpp behind OpenAI's protocol, no root, no model inside.
+# Serves one GGUF over HTTP: llama.cpp behind OpenAI's protocol, no root, no model inside. Not a small image: all of
+# Razor is in it, PyTorch too (docker/README.md has the numbers).
 #
 #   docker build -f docker/serve.Dockerfile -t razor-serve .
-#   docker run --rm -p 127.0.0.1:8080:8080 -v "$PWD/exports/gguf:/models:ro" razor-serve
+#   docker run --rm -p 127.0.0.1:8080:8080 -v "$PWD/runs/RUN/exports/gguf:/models:ro" razor-serve
 
 FROM python:3.11-slim AS build
 ARG TORCH_VERSION="2.13.0"
@@ -29,8 +30,9 @@ WORKDIR /models
 VOLUME /models
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# 503 while the model is loaded, 200 afterwards; asked from inside, so no curl is needed
+# 503 while the model is loaded, 200 afterwards; asked from inside, without curl, and of no proxy that Docker's
+# configuration may have put into the environment
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \
-  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
+  CMD ["python", "-c", "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:8080/health', timeout=4)"]
 ENTRYPOINT ["razor", "serve"]
 CMD ["run=/models", "host=0.0.0.0", "port=8080"]

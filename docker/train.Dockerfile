@@ -28,7 +28,7 @@ ENV MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=67108
 USER 10001
 WORKDIR /work
 VOLUME ["/work/runs", "/cache"]
-# Ctrl-C and docker stop end a run at its next step with a checkpoint; run=... ckpt=last continues it
+# Ctrl-C and docker stop -t 120 end a run at its next step with a checkpoint; run=... ckpt=last continues it
 STOPSIGNAL SIGINT
 ENTRYPOINT ["python", "/src/train.py"]
 CMD []

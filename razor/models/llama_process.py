@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ CODE = "import runpy, sys; sys.path.insert(0, sys.argv[2]); runpy.run_path(sys.a
 
 
 class LlamaProcess:
-    """A GGUF file, open in llama.cpp in a child process; methods and arguments are those of `LlamaRuntime`.
+    """A GGUF file, open in llama.cpp in a child process; arguments and methods are those of `LlamaRuntime`.
 
     Raises:
         RazorError: as `LlamaRuntime`, and where llama.cpp crashes.
@@ -66,10 +67,7 @@ class LlamaProcess:
         except OSError:
             line = b""
         if not line.endswith(b"\n"):
-            code = self._child.wait()
-            raise RazorError(
-                f"llama.cpp crashed on '{self.gguf}' (exit code {code}): the file may be damaged."
-            )
+            raise self._crashed()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RazorError(answer["error"])
@@ -81,10 +79,25 @@ class LlamaProcess:
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See `LlamaRuntime.logits`."""
-        shape = self._ask({"tokens": list(map(int, tokens))})["shape"]
+        return self._numbers({"tokens": list(map(int, tokens))})
+
+    def read(self, tokens: Sequence[int], start: int = 0) -> NDArray[np.float32]:
+        """See `LlamaRuntime.read`."""
+        return self._numbers({"tokens": list(map(int, tokens)), "start": int(start)})
+
+    def _numbers(self, question: dict[str, Any]) -> NDArray[np.float32]:
+        """An answer whose numbers follow its line."""
+        shape = self._ask(question)["shape"]
+        size = 4 * math.prod(shape)
         assert self._child.stdout is not None
-        raw = self._child.stdout.read(4 * shape[0] * shape[1])
+        raw = self._child.stdout.read(size)
+        if len(raw) < size:
+            raise self._crashed()
         return np.frombuffer(raw, np.float32).reshape(shape)
+
+    def _crashed(self) -> RazorError:
+        code = self._child.wait()
+        return RazorError(f"llama.cpp crashed on '{self.gguf}' (exit code {code}): the file may be damaged.")
 
     def close(self) -> None:
         """End the child."""
@@ -117,7 +130,8 @@ def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
             elif "text" in question:
                 answer = {"tokens": runtime.tokenize(question["text"], question["special"])}
             else:
-                found = runtime.logits(question["tokens"])
+                tokens, start = question["tokens"], question.get("start")
+                found = runtime.logits(tokens) if start is None else runtime.read(tokens, start)
                 answer, numbers = {"shape": found.shape}, found.tobytes()
         except RazorError as error:
             answer = {"error": str(error)}

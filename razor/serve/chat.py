@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from razor.errors import RazorError
-from razor.serve.engine import Answer, Engine, Settings
+from razor.serve.answer import Answer, Settings, conversation, said
+from razor.serve.engine import Engine
 
 
 @dataclass
@@ -29,21 +31,24 @@ class Chat:
     def answer(self, message: str) -> Answer:
         """Answer one message; the conversation goes on from there, also after Ctrl-C.
 
+        What is shown is part of the conversation by then. A message that got no text is not: the model would read
+        two questions in a row.
+
         Raises:
             RazorError: the conversation has become longer than the model reads; the message is taken back.
             KeyboardInterrupt: passed on, with what was said by then in `messages`.
         """
-        asked = [*self.messages, {"role": "user", "content": message}]
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        asked = [*self.messages, said("user", message)]
         answer = Answer()
         try:
-            for now in self.engine.answer([*system, *asked], self.settings):
-                self.show(now.text[len(answer.text) :])
-                answer = now
+            with closing(self.engine.answer(conversation(self.system, asked), self.settings)) as growing:
+                for now in growing:
+                    new, answer = now.text[len(answer.text) :], now
+                    if answer.text:
+                        self.messages = [*asked, said("assistant", answer.text)]
+                    self.show(new)
         finally:
             self.show("\n")
-            if answer.text or answer.ended:
-                self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         return answer
 
     def loop(self) -> None:
@@ -62,7 +67,7 @@ class Chat:
                 self.messages.clear()
                 continue
             try:
-                self.show(f"[{self.answer(message).figures()}]\n")
+                self.show(f"[{', '.join(self.answer(message).figures())}]\n")
             except KeyboardInterrupt:
                 self.show("[stopped]\n")
             except RazorError as error:

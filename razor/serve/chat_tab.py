@@ -8,14 +8,16 @@ from typing import Any, ClassVar
 import gradio as gr
 
 from razor.errors import RazorError
-from razor.serve.desk import Desk, conversation
-from razor.serve.parts import ASKING, PRIVATE, WRITING, SettingsPanel, as_toast, figures, note, picker
+from razor.serve.answer import said
+from razor.serve.desk import Desk
+from razor.serve.parts import ASKING, PRIVATE, WRITING, SettingsPanel, as_toast, line, note, picker, talk
+from razor.serve.tab import Tab
 
 Said = list[dict[str, str]]
-"""The conversation, kept on the server: a browser could send back another one."""
+"""The conversation, questions with their answers, kept on the server: a browser could send back another one."""
 
 
-class ChatTab:
+class ChatTab(Tab):
     """Components and what they do.
 
     Args:
@@ -26,20 +28,11 @@ class ChatTab:
     id: ClassVar[str] = "chat"
 
     def __init__(self, desk: Desk, names: list[str]) -> None:
-        self.desk = desk
+        super().__init__(desk)
         self.model = picker(names, "Model", 0, "model")
         self.said = gr.State([])
-        self.talk = gr.Chatbot(
-            height="48vh",
-            min_height=240,
-            show_label=False,
-            buttons=["copy"],
-            feedback_options=None,
-            reasoning_tags=[("<think>", "</think>")],
-            placeholder="Ask the model something.",
-            elem_id="talk",
-        )
-        self.figures = gr.HTML(note(""), padding=False, elem_classes="figures", elem_id="figures")
+        self.talk = talk("talk", "48vh", 240, "Ask the model something.")
+        self.figures = line("figures")
         with gr.Row(equal_height=True, elem_classes="ask"):
             self.box = gr.Textbox(
                 placeholder="Write a message; Enter sends it",
@@ -61,54 +54,39 @@ class ChatTab:
     def wire(self, panel: SettingsPanel) -> None:
         """Connect the components; every question goes begin, write, over."""
         shown = [self.said, self.talk, self.figures]
-        keys = [self.send, self.halt, self.clear, self.box]
+        keys = [self.send, self.halt, self.clear]
+        asked = [self.model, self.box, self.said, *panel.controls]
         for trigger in (self.send.click, self.box.submit):
-            begun = trigger(self.begin, [self.box, self.said, *panel.controls], [*keys, *shown], **ASKING)
-            written = begun.success(self.write, [self.model, self.said, *panel.controls], shown, **WRITING)
+            begun = trigger(self.begin, asked, [*keys, self.box, self.talk, self.figures], **ASKING)
+            written = begun.success(self.write, [self.said], shown, **WRITING)
             # whatever became of it; a begin that refused changed nothing
-            written.then(self.over, None, keys, queue=False, **PRIVATE)
+            written.then(self.over, [self.said], [*keys, self.box, self.talk], queue=False, **PRIVATE)
         self.halt.click(self.stop, None, None, queue=False, **PRIVATE)
-        for trigger in (self.clear.click, self.talk.clear):
-            trigger(lambda: ([], [], note("")), None, shown, queue=False, **PRIVATE)
+        self.clear.click(lambda: ([], [], note("")), None, shown, queue=False, **PRIVATE)
 
-    def _visitor(self, request: gr.Request) -> str:
-        return f"{request.session_hash}/{self.id}"
-
-    def begin(self, request: gr.Request, message: str, said: Said, *values: Any) -> list[Any]:
+    def begin(self, request: gr.Request, model: str, message: str, before: Said, *values: Any) -> list[Any]:
         """Take a message, or refuse it and leave it where it is."""
-        try:
-            system, settings = SettingsPanel.read(values)
-            self.desk.begin(self._visitor(request), message, system, settings)
-        except RazorError as error:
-            raise as_toast(error) from error
-        said = [*said, {"role": "user", "content": message}]
-        return [*_keys(True), gr.Textbox("", interactive=False), said, said, note("waiting for its turn …")]
+        self.ask(request, [model], message, values)
+        box = gr.Textbox("", interactive=False)
+        return [*self.keys(True), box, [*before, said("user", message)], note("waiting for its turn …")]
 
-    def write(self, request: gr.Request, model: str, said: Said, *values: Any) -> Iterator[Any]:
-        """Write the answer, piece by piece."""
-        system, settings = SettingsPanel.read(values)
-        yield said, said, note(f"loading {model} …")
+    def write(self, request: gr.Request, before: Said) -> Iterator[Any]:
+        """Write the answer, piece by piece; with its first one, the question becomes part of the conversation."""
+        question = self.taken(request)
+        now = [*before, said("user", question.message)]
+        kept = before
         try:
-            runtime = self.desk.engine(model).runtime
-            yield said, said, note("reading …")
-            asked = conversation(system, said)
-            for answer in self.desk.answer(self._visitor(request), model, asked, settings):
-                now = [*said, {"role": "assistant", "content": answer.text}] if answer.text else said
-                yield now, now, figures(answer, runtime)
+            for text, under in self.growing(question, question.models[0], before):
+                if text:
+                    kept = [*now, said("assistant", text)]
+                yield kept, kept if text else now, under
         except RazorError as error:
-            yield said[:-1], said[:-1], note(str(error))
+            yield kept, kept, note(str(error))
             raise as_toast(error) from error
 
-    def stop(self, request: gr.Request) -> None:
-        """End what is being written."""
-        self.desk.stop(self._visitor(request))
-
-    def over(self, request: gr.Request) -> list[Any]:
-        """The answer has ended."""
-        self.desk.end(self._visitor(request))
-        return [*_keys(False), gr.Textbox(interactive=True)]
-
-
-def _keys(running: bool) -> list[Any]:
-    """Send, Stop and Clear, while an answer is written or not."""
-    return [gr.Button(visible=not running), gr.Button(visible=running), gr.Button(interactive=not running)]
+    def over(self, request: gr.Request, kept: Said) -> list[Any]:
+        """The answer has ended; a message that got none is the visitor's again."""
+        question = self.desk.end(self.visitor(request))
+        unanswered = question is not None and not question.answered
+        box = gr.Textbox(question.message if question and unanswered else "", interactive=True)
+        return [*self.keys(False), box, kept]

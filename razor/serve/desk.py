@@ -1,22 +1,50 @@
 """What happens behind the playground's page: which models are open, who is being answered, who asked to stop.
 
 Nothing here knows the browser or Gradio. At most two models are open at a time, as many as are compared; the one
-that was not used for longest makes room. The page lets one answer be written at a time, so that the figures of two
-models are comparable and a model is never closed under a writer.
+that was not used for longest makes room. A question is checked and kept when it is asked, and answered as it was
+kept: what a browser sends afterwards, when its turn has come, is not looked at. The page lets one answer be written
+at a time, so that the figures of two models are comparable.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from razor.errors import RazorError
-from razor.serve.engine import Answer, Engine, Messages, Settings
+from razor.serve.answer import Answer, Messages, Settings, conversation, said
+from razor.serve.engine import Engine
 from razor.serve.found import Found, find_models
 
 OPEN_MODELS = 2
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+"""See `Found.stamp`."""
+
+
+@dataclass
+class Question:
+    """What a visitor asked, as it was when it was checked.
+
+    Attributes:
+        models: that shall answer, by name.
+        message: the question.
+        system: what they are told first; may be empty.
+        settings: how answers are drawn.
+        stop: set when no more is wanted.
+        taken: it is being answered, and will not be again.
+        answered: there is text of an answer.
+    """
+
+    models: tuple[str, ...]
+    message: str
+    system: str = ""
+    settings: Settings = field(default_factory=Settings)
+    stop: threading.Event = field(default_factory=threading.Event)
+    taken: bool = False
+    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,18 +70,18 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RazorError(f"{key}='{value}' must be a whole number, at least 1.")
 
-    def check(self, message: str, system: str, settings: Settings) -> None:
+    def check(self, question: Question) -> None:
         """Check a question, whatever the page let through.
 
         Raises:
             RazorError: it is empty, or something is over its limit.
         """
-        if not message.strip():
+        if not question.message.strip():
             raise RazorError("There is nothing to answer: write a message.")
-        for what, text in (("message", message), ("system prompt", system)):
+        for what, text in (("message", question.message), ("system prompt", question.system)):
             if len(text) > self.max_prompt:
                 raise RazorError(f"The {what} has {len(text):,} characters; {self.max_prompt:,} are allowed.")
-        if settings.max_new_tokens > self.max_new_tokens:
+        if question.settings.max_new_tokens > self.max_new_tokens:
             raise RazorError(f"At most {self.max_new_tokens} new tokens can be asked for.")
 
 
@@ -72,9 +100,11 @@ class Desk:
     def __init__(self, folder: Path, limits: Limits, load: Callable[[Found], Engine]) -> None:
         self.folder, self.limits = folder, limits
         self._load = load
-        self._open: dict[str, Engine] = {}
-        self._stops: dict[str, threading.Event] = {}
-        self._turn = threading.Lock()
+        self._open: dict[str, tuple[Stamp, Engine]] = {}
+        self._turn = threading.Lock()  # of whoever opens and closes models
+        self._asked: dict[str, Question] = {}
+        self._guard = threading.Lock()  # of `_asked` and `_closed`; never held for long
+        self._closed = False
         if not self.models():
             raise RazorError(
                 f"folder='{folder}' holds no model to talk to (a packed folder, a dense export, a GGUF file)."
@@ -85,65 +115,106 @@ class Desk:
         return {found.name: found for found in find_models(self.folder)}
 
     def engine(self, name: str) -> Engine:
-        """The model of a name, opened if it is not.
+        """The model of a name, opened if it is not, and again if its files are others by now.
 
         Raises:
-            RazorError: it is gone, damaged, or cannot be run here.
+            RazorError: it is gone, damaged, or cannot be run here; everything has been closed.
         """
         with self._turn:
-            if name in self._open:
-                self._open[name] = self._open.pop(name)  # the last used comes last
-                return self._open[name]
+            if self._closed:
+                raise RazorError("The playground is being closed.")
             found = self.models().get(name)
+            stamp, engine = self._open.pop(name, ((), None))
+            if engine is not None and found is not None and found.stamp() == stamp:
+                self._open[name] = stamp, engine  # the last used comes last
+                return engine
+            if engine is not None:
+                engine.close()
             if found is None:
                 raise RazorError(
                     f"The model '{name}' is not in '{self.folder}' any more: load the page again."
                 )
             while len(self._open) >= OPEN_MODELS:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[name] = self._load(found)
-            return self._open[name]
+                self._open.pop(next(iter(self._open)))[1].close()
+            stamp = found.stamp()  # before it is read: what changes meanwhile is another model
+            self._open[name] = stamp, self._load(found)
+            return self._open[name][1]
 
-    def begin(self, visitor: str, message: str, system: str, settings: Settings) -> None:
-        """Take a question; from now on the visitor can stop it.
+    def begin(self, visitor: str, question: Question) -> None:
+        """Take a question; from now on the visitor can stop it. One that they asked before is stopped.
 
         Raises:
-            RazorError: see `Limits.check`.
+            RazorError: see `Limits.check`; everything has been closed.
         """
-        self.limits.check(message, system, settings)
-        self._stops[visitor] = threading.Event()
+        self.limits.check(question)
+        with self._guard:
+            if self._closed:
+                raise RazorError("The playground is being closed.")
+            before = self._asked.pop(visitor, None)
+            self._asked[visitor] = question
+        if before is not None:
+            before.stop.set()
+
+    def take(self, visitor: str) -> Question:
+        """The visitor's question, to be answered now.
+
+        Raises:
+            RazorError: there is none, or it is being answered already.
+        """
+        with self._guard:
+            question = self._asked.get(visitor)
+            if question is None or question.taken:
+                raise RazorError("There is no question to answer: ask it again.")
+            question.taken = True
+            return question
 
     def stop(self, visitor: str) -> None:
         """End what is being written, or waits to be, for a visitor."""
-        if visitor in self._stops:
-            self._stops[visitor].set()
+        with self._guard:
+            if visitor in self._asked:
+                self._asked[visitor].stop.set()
 
-    def end(self, visitor: str) -> None:
-        """The visitor's question is over."""
-        self._stops.pop(visitor, None)
+    def end(self, visitor: str) -> Question | None:
+        """The visitor's question is over, and wanted no more; what it was, if there was one."""
+        with self._guard:
+            question = self._asked.pop(visitor, None)
+        if question is not None:
+            question.stop.set()
+        return question
 
-    def answer(self, visitor: str, name: str, messages: Messages, settings: Settings) -> Iterator[Answer]:
-        """The answer of a model to a conversation as it grows.
+    def answer(
+        self, question: Question, name: str, before: Messages = ()
+    ) -> Iterator[tuple[Engine | None, Answer]]:
+        """The answer of a model to a question as it grows.
+
+        Args:
+            question: taken.
+            name: of the model.
+            before: the conversation up to the question.
+
+        Yields:
+            Who answers, and the answer; nobody yet while the model is being loaded.
 
         Raises:
             RazorError: see `engine` and `Engine.answer`.
         """
-        stop = self._stops.get(visitor) or threading.Event()
-        if stop.is_set():
-            yield Answer(ended="stopped")
+        if question.stop.is_set():  # a model that nobody waits for is not loaded
+            yield None, Answer(ended="stopped")
             return
+        yield None, Answer()
         engine = self.engine(name)
-        yield from engine.answer(messages, settings, stop)
+        yield engine, Answer()
+        asked = conversation(question.system, [*before, said("user", question.message)])
+        for answer in engine.answer(asked, question.settings, question.stop):
+            question.answered = question.answered or answer.text != ""
+            yield engine, answer
 
     def close(self) -> None:
-        """Stop everything and close every model."""
-        for stop in list(self._stops.values()):
-            stop.set()
+        """Stop everything and close every model; a model that is being loaded is waited for."""
+        with self._guard:
+            self._closed = True
+            for question in self._asked.values():
+                question.stop.set()
         with self._turn:
             while self._open:
-                self._open.popitem()[1].close()
-
-
-def conversation(system: str, messages: Messages) -> list[dict[str, str]]:
-    """Messages with what the model is told first in front, if anything."""
-    return [*([{"role": "system", "content": system}] if system.strip() else []), *messages]
+                self._open.popitem()[1][1].close()

@@ -1,13 +1,9 @@
-"""What answers in a chat: one interface over the runtimes, and the figures of an answer.
+"""What answers in a chat: one interface over the runtimes.
 
 An engine holds one loaded model and gives one answer at a time. A thread of its own writes; whoever asked is handed
-the answer as it grows and may stop it between two tokens, or while the prompt is still being read. The figures are
-taken with one clock for all runtimes, where a token leaves the model:
-
-    first                seconds from the question to the first token: reading the prompt, and the first step
-    tokens_per_second    (tokens - 1) / (time of the last token - time of the first): the speed of writing alone
-    model_bytes          bytes of the model's weights as the runtime holds them (packed codes stay packed)
-    process_bytes        resident memory of the whole process at that moment: Python, runtimes, every loaded model
+the answer as it grows and may stop it between two tokens, or while the prompt is still being read. Any thread may
+close a model: its writer is stopped, and has left it, before the memory goes. The figures of an answer
+(`razor.serve.answer`) are taken with one clock for all runtimes, where a token leaves the model.
 """
 
 from __future__ import annotations
@@ -17,86 +13,14 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from typing import ClassVar
 
 from razor.errors import RazorError
-
-Messages = Sequence[dict[str, str]]
-"""A conversation: role (system, user, assistant) and content of each message."""
-
-LIMITS: dict[str, tuple[float, float]] = {
-    "max_new_tokens": (1, 1 << 20),
-    "temperature": (0, 100),
-    "top_p": (0.01, 1),
-    "seed": (0, 2**31 - 1),
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an answer is drawn.
-
-    Args:
-        max_new_tokens: length limit of an answer, tokens.
-        temperature: 0 takes the likeliest token each time.
-        top_p: nucleus of the distribution to sample from.
-        seed: of the sampling; the same question gets the same answer.
-        thinking: let a model think first that has learned to (Qwen3); its template decides what that means.
-
-    Raises:
-        RazorError: a number out of range.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.7
-    top_p: float = 0.9
-    seed: int = 0
-    thinking: bool = False
-
-    def __post_init__(self) -> None:
-        for key, (least, most) in LIMITS.items():
-            value = getattr(self, key)
-            whole = key in ("max_new_tokens", "seed")
-            good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-            if not good or not least <= value <= most:
-                kind = "a whole number" if whole else "a number"
-                raise RazorError(f"{key}='{value}' must be {kind} in {least}..{most}.")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer as far as it has come; see the module for the figures.
-
-    Attributes:
-        text: so far.
-        tokens: drawn so far.
-        ended: "" while it grows; then `end` (the model ended it), `length` or `stopped`.
-    """
-
-    text: str = ""
-    tokens: int = 0
-    first: float | None = None
-    tokens_per_second: float | None = None
-    model_bytes: int = 0
-    process_bytes: int = 0
-    ended: str = ""
-
-    def figures(self) -> str:
-        """The figures as a line for people."""
-        parts = [f"{self.tokens} token{'s' * (self.tokens != 1)}"]
-        if self.tokens_per_second is not None:
-            parts.append(f"{self.tokens_per_second:.1f} tokens/s")
-        if self.first is not None:
-            parts.append(f"first after {self.first:.2f} s")
-        parts.append(f"model {self.model_bytes / 1e6:.1f} MB")
-        if self.process_bytes:
-            parts.append(f"process {self.process_bytes / 1e6:.0f} MB")
-        reason = {"length": "length limit", "stopped": "stopped"}.get(self.ended)
-        return ", ".join([*parts, *([reason] if reason else [])])
+from razor.serve.answer import Answer, Messages, Settings
 
 
 @dataclass
@@ -132,6 +56,9 @@ class Engine(ABC):
     def __init__(self, name: str, model_bytes: int) -> None:
         self.name, self.model_bytes = name, model_bytes
         self._turn = threading.Lock()
+        self._guard = threading.Lock()  # of the two below; never held for long
+        self._closed = False
+        self._writer: tuple[threading.Thread, Writing] | None = None
 
     @abstractmethod
     def _write(self, messages: Messages, settings: Settings, writing: Writing) -> str:
@@ -141,31 +68,71 @@ class Engine(ABC):
         """Wake a `_write` that waits for something; called until it ends."""
 
     @abstractmethod
+    def _free(self) -> None:
+        """Give the memory back; nobody writes any more."""
+
     def close(self) -> None:
-        """Give the memory back."""
+        """Stop the answer that is being written, wait until its writer has left the model, give the memory back.
+
+        Whoever reads that answer sees it stopped; whoever waits for a turn gets an error.
+        """
+        with self._guard:
+            if self._closed:
+                return
+            self._closed, writer = True, self._writer
+        if writer is not None:
+            self._end(*writer)
+        self._free()
 
     def answer(
         self, messages: Messages, settings: Settings, stop: threading.Event | None = None
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer, None, None]:
         """The answer to a conversation, each time it has grown; the last one is whole and says why it ended.
 
-        Closing the iterator stops it too.
+        Closing the iterator stops it too. Stop is heard also while others are answered.
 
         Raises:
-            RazorError: the conversation is longer than the model reads, or the runtime refuses.
+            RazorError: the conversation is longer than the model reads, the runtime refuses, the model was closed.
         """
         writing = Writing(stop or threading.Event())
-        with self._turn:
-            start = time.perf_counter()
-            thread = threading.Thread(target=self._thread, args=(messages, settings, writing), daemon=True)
+        if not self._take_turn(writing):
+            yield Answer(model_bytes=self.model_bytes, ended="stopped")
+            return
+        try:
+            yield from self._answer(messages, settings, writing)
+        finally:
+            self._turn.release()
+
+    def _take_turn(self, writing: Writing) -> bool:
+        """Wait until nobody else is answered; False where the asker wants nothing any more."""
+        while not writing.over:
+            self._check_open()
+            if self._turn.acquire(timeout=0.05):
+                return True
+        return False
+
+    def _answer(self, messages: Messages, settings: Settings, writing: Writing) -> Iterator[Answer]:
+        start = time.perf_counter()
+        thread = threading.Thread(target=self._thread, args=(messages, settings, writing), daemon=True)
+        with self._guard:
+            self._check_open()
+            self._writer = (thread, writing)
             thread.start()
-            try:
-                yield from self._growing(writing, start)
-            finally:
-                writing.left.set()
-                while thread.is_alive():
-                    self._interrupt()
-                    thread.join(0.02)
+        try:
+            yield from self._growing(writing, start)
+        finally:
+            self._end(thread, writing)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RazorError(f"'{self.name}' was closed.")
+
+    def _end(self, thread: threading.Thread, writing: Writing) -> None:
+        """Make a writer stop, and wait until it has."""
+        writing.left.set()
+        while thread.is_alive():
+            self._interrupt()
+            thread.join(0.02)
 
     def _thread(self, messages: Messages, settings: Settings, writing: Writing) -> None:
         try:

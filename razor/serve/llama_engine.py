@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from razor.models.llama_server import LlamaServer, has_chat_template
 from razor.models.llama_stream import Stream
-from razor.serve.engine import Engine, Messages, Settings, Writing
+from razor.serve.answer import Messages, Settings
+from razor.serve.engine import Engine, Writing
 
 BATCH = 64
 """Tokens of a prompt that are read at once; Stop waits for a batch to be done, so it is a small one."""
@@ -93,5 +94,5 @@ class LlamaEngine(Engine):
         if self._stream is not None:
             self._stream.close()
 
-    def close(self) -> None:  # noqa: D102 - see Engine
+    def _free(self) -> None:
         self._server.close()

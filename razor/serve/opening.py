@@ -7,10 +7,12 @@ from pathlib import Path
 
 from razor.errors import RazorError, did_you_mean
 from razor.export.manifest import check_files
+from razor.models.llama_server import KV_TYPES
 from razor.serve.engine import Engine
 from razor.serve.found import KINDS, Found, find_models
 
 ENGINES = ("auto", "llama_cpp", "transformers")
+MOST = {"context": 1 << 24, "parallel": 256, "threads": 1024}
 
 
 def open_engine(
@@ -29,7 +31,34 @@ def open_engine(
     Raises:
         RazorError: no such engine or model, several of one kind, damage, a missing package.
     """
+    check_llama(context, kv, threads)
     return load(choose(run, engine), context, kv, threads)
+
+
+def check_llama(context: int, kv: str, threads: int | None, parallel: int = 1) -> None:
+    """Check what llama.cpp is told, before anything is looked for or loaded.
+
+    Args:
+        context: most tokens of prompt and answer together.
+        kv: how keys and values are kept.
+        threads: None: the cores there are.
+        parallel: requests computed at once, each with a context of its own.
+
+    Raises:
+        RazorError: no number, one out of range, or no such way to keep them.
+    """
+    for key, value in (("context", context), ("parallel", parallel), ("threads", threads)):
+        if key == "threads" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST[key]:
+            raise RazorError(f"{key}='{value}' must be a whole number in 1..{MOST[key]}.")
+    if context * parallel > MOST["context"]:
+        raise RazorError(
+            f"context={context} for each of parallel={parallel}: {context * parallel:,} tokens together, "
+            f"of at most {MOST['context']:,}."
+        )
+    if kv not in KV_TYPES:
+        raise RazorError(f"kv='{kv}'.{did_you_mean(str(kv), KV_TYPES)}")
 
 
 def choose(run: Path, engine: str = "auto") -> Found:

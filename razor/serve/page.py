@@ -23,9 +23,11 @@ MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
-.gradio-container input[role="listbox"] { text-overflow: ellipsis; padding-right: 1.5rem; }
+.gradio-container input[role="combobox"] { text-overflow: ellipsis; margin-right: 1.9rem !important; }
 #title h1 { margin: 0; font-size: 1.5rem; letter-spacing: -0.01em; }
 #title p { margin: 0.15rem 0 0; opacity: 0.75; }
+/* Gradio's own bin empties what is shown, and not the conversation; there is a key for that */
+.talk .top-panel { display: none !important; }
 .figures { min-height: 1.7rem; }
 .ask button { align-self: stretch; }
 .figures .row { display: flex; flex-wrap: wrap; gap: 0.3rem; font-size: 0.8rem; }
@@ -83,8 +85,8 @@ def build(desk: Desk) -> gr.Blocks:
         return [gr.Dropdown(pairs, value=name) for name in kept]
 
     def left(request: gr.Request) -> None:
-        for tab in (ChatTab.id, PairTab.id):
-            desk.stop(f"{request.session_hash}/{tab}")
+        for tab in (chat, pair):
+            tab.leave(request)
 
     with gr.Blocks(title="Razor playground", analytics_enabled=False) as page:
         gr.Markdown(

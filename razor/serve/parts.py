@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from razor.errors import RazorError
+from razor.serve.answer import Answer, Settings
 from razor.serve.desk import Limits
-from razor.serve.engine import Answer, Settings
 
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of every event: the page itself shows how far things are, and nobody else calls them."""
@@ -21,7 +24,6 @@ WRITING: dict[str, Any] = {"concurrency_id": "answer", "concurrency_limit": 1, *
 """Of the events that write: one at a time, in all tabs and for all visitors."""
 
 RUNTIMES = {"llama_cpp": "llama.cpp", "transformers": "Transformers"}
-ENDS = {"length": "length limit", "stopped": "stopped"}
 
 
 class SettingsPanel:
@@ -44,7 +46,7 @@ class SettingsPanel:
             ]
 
     @staticmethod
-    def read(values: tuple[Any, ...]) -> tuple[str, Settings]:
+    def read(values: Sequence[Any]) -> tuple[str, Settings]:
         """System prompt and settings, from the values of the controls.
 
         Raises:
@@ -52,25 +54,16 @@ class SettingsPanel:
         """
         system, most, temperature, top_p, seed, thinking = values
         numbers = (most, temperature, top_p, seed)
-        if not all(isinstance(number, (int, float)) for number in numbers):
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
             raise RazorError("A setting is empty: give every number a value.")
         return system or "", Settings(int(most), temperature, top_p, int(seed), bool(thinking))
 
 
 def figures(answer: Answer, runtime: str) -> str:
-    """The figures of an answer as HTML."""
-    parts = []
-    if answer.tokens_per_second is not None:
-        parts.append(f"<b>{answer.tokens_per_second:.1f}</b> tokens/s")
-    if answer.first is not None:
-        parts.append(f"<b>{answer.first:.2f} s</b> to first token")
-    parts.append(f"<b>{answer.tokens}</b> token{'s' * (answer.tokens != 1)}")
-    if answer.model_bytes:
-        parts.append(f"model <b>{answer.model_bytes / 1e6:.1f} MB</b>")
-    if answer.process_bytes:
-        parts.append(f"process <b>{answer.process_bytes / 1e6:.0f} MB</b>")
-    parts += [word for word in (RUNTIMES.get(runtime), ENDS.get(answer.ended)) if word]
-    return f'<div class="row">{"".join(f"<span class=chip>{part}</span>" for part in parts)}</div>'
+    """The figures of an answer as HTML, their numbers bold."""
+    parts = [*answer.figures(), *filter(None, [RUNTIMES.get(runtime)])]
+    bold = (re.sub(r"\d[\d.]*( s| MB)?(?!\w)", r"<b>\g<0></b>", html.escape(part)) for part in parts)
+    return f'<div class="row">{"".join(f"<span class=chip>{part}</span>" for part in bold)}</div>'
 
 
 def note(text: str) -> str:
@@ -86,3 +79,23 @@ def as_toast(error: RazorError) -> gr.Error:
 def picker(names: list[str], label: str, which: int, id: str) -> gr.Dropdown:
     """A choice of models, at first the one of that number."""
     return gr.Dropdown(names, value=names[min(which, len(names) - 1)], label=label, elem_id=id)
+
+
+def talk(id: str, height: str, least: int, placeholder: str) -> gr.Chatbot:
+    """A place for messages: what a model thinks first is folded away, and only copying is offered."""
+    return gr.Chatbot(
+        height=height,
+        min_height=least,
+        show_label=False,
+        buttons=["copy"],
+        feedback_options=None,
+        reasoning_tags=[("<think>", "</think>")],
+        placeholder=placeholder,
+        elem_id=id,
+        elem_classes="talk",
+    )
+
+
+def line(id: str) -> gr.HTML:
+    """A place for figures and notes."""
+    return gr.HTML(note(""), padding=False, elem_classes="figures", elem_id=id)

@@ -18,7 +18,7 @@ from typing import Any
 from razor.errors import RazorError
 from razor.serve.desk import Desk, Limits
 from razor.serve.listening import check_address, until_told, wait, warn_if_open
-from razor.serve.opening import load
+from razor.serve.opening import check_llama, load
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Playground:
         max_prompt: characters of a message.
         max_new_tokens: most tokens of an answer.
         queue: how many may wait.
+
+    Raises:
+        RazorError: a value that is none of the choices, or a number out of range.
     """
 
     folder: Path
@@ -47,17 +50,24 @@ class Playground:
     max_new_tokens: int = 1024
     queue: int = 8
 
+    def __post_init__(self) -> None:
+        check_llama(self.context, self.kv, self.threads)
+        self._limits()
+
+    def _limits(self) -> Limits:
+        return Limits(self.max_prompt, self.max_new_tokens, self.queue)
+
     def run_until(self, told: Callable[[str], None] | None = None) -> None:
         """Show the page until Ctrl-C or SIGTERM (or until `told`, which gets its address, returns).
 
         Raises:
-            RazorError: Gradio is missing, the port is taken, a number is out of range, there are no models.
+            RazorError: Gradio is missing, the port is taken, there are no models.
         """
         check_gradio()
         check_address(self.host, self.port)
         desk = Desk(
             self.folder,
-            Limits(self.max_prompt, self.max_new_tokens, self.queue),
+            self._limits(),
             lambda found: load(found, self.context, self.kv, self.threads),
         )
         warn_if_open(self.host)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from razor.errors import RazorError
 from razor.export.manifest import check_files
 from razor.serve.listening import check_address, warn_if_open
-from razor.serve.opening import choose
+from razor.serve.opening import check_llama, choose
 
 if TYPE_CHECKING:
     from razor.models.llama_server import LlamaServer
@@ -43,7 +43,7 @@ class Serving:
         key_name: the environment variable that holds it, for the example that is printed.
 
     Raises:
-        RazorError: a number out of range, an empty key.
+        RazorError: a value that is none of the choices, a number out of range, an empty key.
     """
 
     run: Path
@@ -59,12 +59,7 @@ class Serving:
     key_name: str = "RAZOR_API_KEY"
 
     def __post_init__(self) -> None:
-        for key, most in (("context", 1 << 24), ("parallel", 256), ("threads", 1024)):
-            value = getattr(self, key)
-            if value is None and key == "threads":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise RazorError(f"{key}='{value}' must be a whole number in 1..{most}.")
+        check_llama(self.context, self.kv, self.threads, self.parallel)
         if self.api_key is not None and not re.fullmatch(r"[!-~]{1,512}", self.api_key):
             raise RazorError("The API key must be 1 to 512 printable ASCII characters, without spaces.")
 

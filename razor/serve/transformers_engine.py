@@ -9,8 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from jinja2 import TemplateError
+
 from razor.errors import RazorError
-from razor.serve.engine import Engine, Messages, Settings, Writing
+from razor.serve.answer import Messages, Settings
+from razor.serve.engine import Engine, Writing
 
 if TYPE_CHECKING:
     import torch
@@ -41,26 +44,18 @@ class TransformersEngine(Engine):
         Raises:
             RazorError: it is damaged, or cannot be read.
         """
-        if packed:
-            from razor.export.folder import load
-
-            return cls(*load(folder), name)
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RazorError(f"Transformers cannot load '{folder}': {reason}") from error
+            model, tokenizer = _load(folder, packed)
+        except RazorError:
+            raise
+        except Exception as error:  # of safetensors, tokenizers, Transformers: each has its own
+            raise RazorError(f"Transformers cannot load '{folder}': {_reason(error)}") from error
         return cls(model.eval(), tokenizer, name)
 
     def _write(self, messages: Messages, settings: Settings, writing: Writing) -> str:
         import torch
         from transformers import StoppingCriteriaList
 
-        if self.model is None:
-            raise RazorError(f"'{self.name}' was closed.")
         inputs = self._inputs(messages, settings)
         length = inputs["input_ids"].shape[1]
         self._check_length(length)
@@ -84,13 +79,16 @@ class TransformersEngine(Engine):
     def _inputs(self, messages: Messages, settings: Settings) -> Any:
         if not self.tokenizer.chat_template:
             return self.tokenizer(messages[-1]["content"], return_tensors="pt")
-        return self.tokenizer.apply_chat_template(
-            list(messages),
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-            enable_thinking=settings.thinking,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+                enable_thinking=settings.thinking,
+            )
+        except TemplateError as error:  # a template may refuse, as some do a system prompt, or be wrong
+            raise RazorError(f"The chat template of '{self.name}' fails: {_reason(error)}") from error
 
     def _context(self) -> int:
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
@@ -107,8 +105,23 @@ class TransformersEngine(Engine):
         ends = self.model.generation_config.eos_token_id
         return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
-    def close(self) -> None:  # noqa: D102 - see Engine
+    def _free(self) -> None:
         self.model = self.tokenizer = None  # type: ignore[assignment]
+
+
+def _load(folder: Path, packed: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if packed:
+        from razor.export.folder import load
+
+        return load(folder)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def tensor_bytes(model: torch.nn.Module) -> int:

@@ -12,7 +12,9 @@ from razor.errors import RazorError
 from razor.export.manifest import write_manifest
 from razor.serve import opening
 from razor.serve.found import find_models
-from razor.serve.opening import choose, load, open_engine
+from razor.serve.opening import check_llama, choose, load, open_engine
+from razor.serve.playground import Playground
+from razor.serve.server import Serving
 
 
 def gguf(path: Path, size: int = 2_000_000) -> Path:
@@ -63,6 +65,42 @@ def test_finds_what_can_be_talked_to(runs: Path) -> None:
     assert [one.name for one in find_models(runs / "b" / "packed")] == ["packed"]
 
 
+def test_a_packed_folder_that_transformers_saved_again(packed: Path, tmp_path: Path) -> None:
+    """In several files, and without the card that Razor itself writes."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import razor  # noqa: F401 - registers the quantizer
+
+    again = tmp_path / "again"
+    model = AutoModelForCausalLM.from_pretrained(packed)
+    model.save_pretrained(again, max_shard_size="20KB")
+    AutoTokenizer.from_pretrained(packed).save_pretrained(again)
+    assert not (again / "razor.json").exists() and len(list(again.glob("*.safetensors"))) > 1
+    (found,) = find_models(tmp_path)
+    assert (found.name, found.kind) == ("again", "packed")
+    assert found.bytes == sum(file.stat().st_size for file in again.glob("*.safetensors"))
+    engine = load(found)
+    assert engine.name == "again"
+    engine.close()
+
+
+def test_links_that_lead_nowhere(runs: Path) -> None:
+    before = find_models(runs)
+    (runs / "gone.gguf").symlink_to(runs / "nowhere.gguf")
+    (runs / "round.gguf").symlink_to(runs / "round.gguf")
+    (runs / "folder").symlink_to(runs / "nowhere", target_is_directory=True)
+    assert find_models(runs) == before
+    weights = runs / "b" / "packed" / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(runs / "nowhere.safetensors")
+    found = {one.name: one for one in find_models(runs)}
+    assert found["b/packed"].bytes == 0 and found["b/packed"].stamp()
+    with pytest.raises(RazorError, match=r"model.safetensors"):  # told when it is opened
+        load(found["b/packed"])
+    with pytest.raises(RazorError, match="does not exist"):
+        choose(runs / "gone.gguf")
+
+
 def test_damage_is_told_when_a_model_is_opened(runs: Path) -> None:
     file = runs / "a" / "exports" / "gguf" / "tiny.gguf"
     with file.open("r+b") as content:
@@ -109,6 +147,31 @@ def test_a_missing_package_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(__import__("sys").modules, "xllamacpp", None)
     with pytest.raises(RazorError, match=r"pip install 'razor-qad\[llama-cpp\]'"):
         open_engine(runs / "else.gguf", "llama_cpp")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"context": 0}, "context='0' must be a whole number in 1"),
+        ({"context": "4096"}, "context='4096' must be a whole number"),
+        ({"context": True}, "context='True'"),
+        ({"parallel": 257}, r"parallel='257' must be a whole number in 1\.\.256"),
+        ({"threads": 0}, "threads='0'"),
+        ({"kv": "q8"}, r"kv='q8'\. Did you mean 'q8_0'\? Choices: f16, q8_0"),
+        ({"kv": None}, "kv='None'"),
+        ({"context": 1 << 20, "parallel": 64}, "context=1048576 for each of parallel=64: 67,108,864 tokens"),
+    ],
+)
+def test_what_llama_cpp_is_told_is_checked_first(words: dict[str, object], expected: str) -> None:
+    with pytest.raises(RazorError, match=expected):
+        check_llama(**({"context": 4096, "kv": "q8_0", "threads": None} | words))  # type: ignore[arg-type]
+    if "parallel" not in words:  # before it is looked whether there is such a model
+        with pytest.raises(RazorError, match=expected):
+            open_engine(Path("nowhere"), **words)  # type: ignore[arg-type]
+        with pytest.raises(RazorError, match=expected):
+            Playground(Path("nowhere"), **words)  # type: ignore[arg-type]
+    with pytest.raises(RazorError, match=expected):
+        Serving(Path("nowhere"), **words)  # type: ignore[arg-type]
 
 
 def test_opens_a_packed_folder(packed: Path) -> None:

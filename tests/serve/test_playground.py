@@ -1,43 +1,25 @@
 """The playground: what is said before it opens, and the page itself in a real browser with a real model.
 
-The screenshot in docs/talk.md is made by
-    RAZOR_SCREENSHOT=docs/figures/playground.png pytest tests/serve/test_playground.py -k screenshot
+The screenshots in docs/talk.md are made by
+    RAZOR_SCREENSHOTS=docs/figures pytest tests/serve/test_playground.py -k screenshot
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from razor.models.llama_server import LOCAL
 from razor.serve import playground
-
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-BARE = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-START = "import sys; from razor.cli.talk import playground; sys.exit(playground(sys.argv[1:]))"
-WAIT = 120_000
-"""Milliseconds that an answer may take on a busy machine."""
+from tests.serve.browser import BARE, CHROMIUM, Pictures, ask, choose, finished, opened, picture, shoot
+from tests.serve.processes import ROOT, Shown
 
 
 def test_without_gradio(verb: Callable[..., Any], packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,37 +41,17 @@ needs_gradio = pytest.mark.skipif(
         (["port=-1"], "port='-1'"),
         (["queue=0"], "queue='0' must be a whole number"),
         (["max_prompt=none"], "max_prompt='none'"),
+        (["context=0"], "context='0' must be a whole number"),
+        (["kv=q2"], "kv='q2'. Choices: f16, q8_0"),
+        (["threads=x"], "threads='x'"),
+        (["folder=2024"], "folder='2024' holds no model"),
+        (["folder=null"], "folder=null is empty: give the folder"),
+        (["host=null"], "host=null is empty: give an address"),
     ],
 )
 def test_bad_words(verb: Callable[..., Any], packed: Path, words: list[str], expected: str) -> None:
     given = {"folder": str(packed.parent), "port": "0"} | dict(word.split("=") for word in words)
     assert expected in verb("playground", *(f"{key}={value}" for key, value in given.items())).problem
-
-
-class Shown:
-    """`razor playground` in a process of its own."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", START, f"folder={folder}", "port=0", *words],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.said = ""
-        while "open" not in self.said and (line := self.process.stdout.readline()):
-            self.said += line
-        found = re.search(r"open +(http://127\.0\.0\.1:\d+)", self.said)
-        assert found, self.said + str(self.process.stderr and self.process.stderr.read())
-        self.url = found.group(1)
-
-    def end(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +62,9 @@ def shown(real_gguf: Path, packed: Path, tmp_path_factory: pytest.TempPathFactor
     (folder / "SmolLM2-135M-Q4_1.gguf").symlink_to(real_gguf)
     (folder / "again.gguf").symlink_to(real_gguf)
     shutil.copytree(packed, folder / "tiny" / "packed")
-    page = Shown(folder, "max_prompt=400", "max_new_tokens=512")
-    yield page
-    code, out, err = page.end()
+    with Shown(folder, "max_prompt=400", "max_new_tokens=512") as page:
+        yield page
+        code, out, err = page.end(signal.SIGINT)
     assert (code, out) == (0, "stopped\n"), err
     assert "Traceback" not in err, err
 
@@ -112,40 +74,18 @@ def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
-    with sync_api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=BARE)
+    with (
+        sync_api.sync_playwright() as driver,
+        driver.chromium.launch(executable_path=CHROMIUM, args=BARE) as chromium,
+    ):
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
 def page(browser: Any, shown: Shown) -> Iterator[Any]:
-    """The page, freshly loaded; every request it makes is in `.asked`."""
-    page = browser.new_page(viewport={"width": 1280, "height": 820})
-    page.asked = []
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.set_default_timeout(WAIT)
-    page.goto(shown.url)
-    page.wait_for_selector("#message textarea")
-    yield page
-    page.close()
-
-
-def ask(page: Any, text: str) -> None:
-    """Send a message, and wait until it is part of the conversation."""
-    before = len(page.query_selector_all("#talk .user"))
-    page.fill("#message textarea:enabled", text)
-    page.press("#message textarea", "Enter")
-    page.wait_for_function(f"() => document.querySelectorAll('#talk .user').length > {before}")
-
-
-def choose(page: Any, picker: str, label: str) -> None:
-    page.click(f"#{picker} input")
-    page.get_by_role("option", name=label).first.click()
-
-
-def finished(page: Any, send: str = "send") -> None:
-    page.wait_for_selector(f"#{send}:visible")
+    """The page, freshly loaded."""
+    with opened(browser, shown.url) as page:
+        yield page
 
 
 @pytest.mark.slow
@@ -169,6 +109,9 @@ def test_a_message_is_answered_piece_by_piece_with_figures(page: Any) -> None:
     ask(page, "And another one.")
     finished(page)
     assert len(page.query_selector_all("#talk .user")) == 2
+    assert not page.query_selector(
+        "#talk .top-panel:visible"
+    )  # Gradio's own bin, which knows no conversation
     page.click("#clear")
     page.wait_for_selector("#talk .bot", state="detached")
 
@@ -213,103 +156,116 @@ def test_side_by_side(page: Any) -> None:
 
 
 @pytest.mark.slow
-def test_it_loads_quickly_and_asks_nobody_else(browser: Any, shown: Shown) -> None:
-    page = browser.new_page()
-    asked, failed = [], []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
-    page.goto(shown.url)  # once before, so that Chromium and the page's files are warm
-    page.wait_for_selector("#message textarea")
-    start = time.perf_counter()
-    page.goto(shown.url)
-    page.wait_for_selector("#message textarea")
-    assert time.perf_counter() - start < 3
-    page.wait_for_timeout(1000)
-    elsewhere = [url for url in asked if not url.startswith((shown.url, "data:", "blob:"))]
-    assert len(asked) > 5 and elsewhere == [] and failed == []
-    # and it could not if it wanted: a model's answer may hold a picture's address
-    blocked = page.evaluate(
-        """() => new Promise(done => { const i = new Image(); i.onload = () => done('loaded');
-        i.onerror = () => done('blocked'); i.src = 'https://example.org/x.png'; })"""
-    )
-    assert blocked == "blocked"
-    with LOCAL.open(urllib.request.Request(shown.url)) as answer:
-        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
-    page.close()
+def test_it_asks_nobody_else(browser: Any, shown: Shown) -> None:
+    with browser.new_page() as page:
+        asked, failed = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
+        page.goto(shown.url)
+        page.wait_for_selector("#message textarea")
+        page.wait_for_timeout(1000)
+        elsewhere = [url for url in asked if not url.startswith((shown.url, "data:", "blob:"))]
+        assert len(asked) > 5 and elsewhere == [] and failed == []
+
+
+@pytest.mark.slow
+def test_it_could_not_ask_anybody_else(browser: Any, shown: Shown) -> None:
+    """A model's answer may hold a picture's address."""
+    with Pictures() as server, browser.new_page() as page:
+        page.goto(f"{server.url}/page")
+        assert picture(page, f"{server.url}/there.png") == "loaded"  # a page without a policy shows it
+        page.goto(shown.url)
+        page.wait_for_selector("#message textarea")
+        assert picture(page, f"{server.url}/here.png") == "blocked"
+        assert "/there.png" in server.asked and "/here.png" not in server.asked
 
 
 @pytest.mark.slow
 def test_on_a_phone_nothing_sticks_out(browser: Any, shown: Shown) -> None:
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto(shown.url)
-    page.wait_for_selector("#message textarea")
-    wide = "() => document.documentElement.scrollWidth"
-    assert page.evaluate(wide) <= 390
-    page.get_by_role("tab", name="Side by side").click()
-    page.wait_for_selector("#pair-left input:visible")
-    assert page.evaluate(wide) <= 390
-    page.close()
+    with opened(browser, shown.url, 390, 844) as page:
+        wide = "() => document.documentElement.scrollWidth"
+        assert page.evaluate(wide) <= 390
+        page.get_by_role("tab", name="Side by side").click()
+        page.wait_for_selector("#pair-left input:visible")
+        assert page.evaluate(wide) <= 390
 
 
 @pytest.mark.slow
 def test_it_ends_when_told_also_while_it_writes(browser: Any, shown: Shown) -> None:
-    mine = Shown(Path(re.search(r"models of '(.*)'", shown.said).group(1)))  # type: ignore[union-attr]
-    page = browser.new_page()
-    page.goto(mine.url)
-    page.wait_for_selector("#message textarea")
-    choose(page, "model", "SmolLM2")
-    ask(page, "Write a very long story.")
-    page.wait_for_selector("#talk .bot")
-    start = time.perf_counter()
-    code, out, err = mine.end(signal.SIGTERM)
-    assert (code, out) == (0, "stopped\n") and "Traceback" not in err, err
-    assert time.perf_counter() - start < 20
-    page.close()
+    with Shown(shown.folder) as mine, opened(browser, mine.url) as page:
+        choose(page, "model", "SmolLM2")
+        ask(page, "Write a very long story.")
+        page.wait_for_selector("#talk .bot")
+        code, out, err = mine.end(signal.SIGTERM)
+        assert (code, out) == (0, "stopped\n") and "Traceback" not in err, err
 
 
 @pytest.mark.slow
 def test_who_finds_the_queue_full_is_told_and_keeps_the_message(browser: Any, shown: Shown) -> None:
-    mine = Shown(Path(re.search(r"models of '(.*)'", shown.said).group(1)), "queue=1")  # type: ignore[union-attr]
-    pages = [browser.new_page() for _ in range(3)]
-    for page in pages:
-        page.set_default_timeout(WAIT)
-        page.goto(mine.url)
-        page.wait_for_selector("#message textarea")
-        choose(page, "model", "SmolLM2")
-    first, second, third = pages
-    ask(first, "Write a very long story about the sea.")
-    first.wait_for_selector("#talk .bot")
-    ask(second, "Say yes.")
-    second.wait_for_selector("#figures :text('waiting for its turn')")
-    second.wait_for_timeout(500)
-    third.fill("#message textarea", "And me?")
-    third.press("#message textarea", "Enter")
-    third.wait_for_selector("text=This application is currently busy")
-    assert third.input_value("#message textarea") == "And me?"
-    second.click("#stop")  # before its turn has come
-    first.click("#stop")
-    finished(second)
-    assert "stopped" in second.inner_text("#figures")
-    for page in pages:
-        page.close()
-    assert mine.end()[0] == 0
+    with ExitStack() as stack:
+        mine = stack.enter_context(Shown(shown.folder, "queue=1"))
+        pages = [stack.enter_context(opened(browser, mine.url)) for _ in range(3)]
+        for page in pages:
+            choose(page, "model", "SmolLM2")
+        first, second, third = pages
+        ask(first, "Write a very long story about the sea.")
+        first.wait_for_selector("#talk .bot")
+        ask(second, "Say yes.")
+        second.wait_for_selector("#figures :text('waiting for its turn')")
+        second.wait_for_timeout(500)
+        third.fill("#message textarea", "And me?")
+        third.press("#message textarea", "Enter")
+        third.wait_for_selector("text=This application is currently busy")
+        assert third.input_value("#message textarea") == "And me?"
+        second.click("#stop")  # before its turn has come
+        first.click("#stop")
+        finished(second)
+        assert "stopped" in second.inner_text("#figures")
+        # it got no answer: it is no part of the conversation, and back where it was written
+        assert second.input_value("#message textarea") == "Say yes." and not second.query_selector(
+            "#talk .user"
+        )
+        assert mine.end()[0] == 0
+
+
+@pytest.fixture(scope="module")
+def models(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the screenshots: the real model, and what plain rounding to 4 bits makes of it, exported by Razor."""
+    from razor import cli
+
+    folder, work = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work")
+    (folder / "SmolLM2-135M-Q4_1.gguf").symlink_to(real_gguf)
+    assert cli.main(["quantize", "model=smollm2_135m", "quant=w4", f"out={work / 'packed'}"]) == 0
+    assert cli.main(["export", f"run={work / 'packed'}", "export=[gguf]", f"out={work}"]) == 0
+    (file,) = work.glob("gguf/*.gguf")
+    (folder / "rounded-to-W4.gguf").symlink_to(file)
+    return folder
 
 
 @pytest.mark.slow
-def test_screenshot(page: Any) -> None:
-    target = os.environ.get("RAZOR_SCREENSHOT")
+def test_screenshots(browser: Any, request: pytest.FixtureRequest) -> None:
+    target = os.environ.get("RAZOR_SCREENSHOTS")
     if not target:
-        pytest.skip("RAZOR_SCREENSHOT=docs/figures/playground.png writes one")
-    choose(page, "model", "SmolLM2")
-    page.get_by_label("number input for Temperature").fill("0")
-    page.get_by_label("number input for Temperature").press("Tab")
-    for text in (
-        "Give me three tips for a good night's sleep.",
-        "Explain in two sentences why the sky is blue.",
-    ):
-        ask(page, text)
-        finished(page)
-    page.mouse.move(5, 5)
-    page.evaluate("() => document.activeElement.blur()")
-    page.wait_for_timeout(800)
-    page.screenshot(path=ROOT / target)
+        pytest.skip("RAZOR_SCREENSHOTS=docs/figures writes them")
+    models = request.getfixturevalue("models")
+    with Shown(models) as mine, opened(browser, mine.url) as page:
+        choose(page, "model", "SmolLM2-135M-Q4_1")
+        page.get_by_label("number input for Temperature").fill("0")
+        page.get_by_label("number input for Temperature").press("Tab")
+        for text in (
+            "Give me three tips for a good night's sleep.",
+            "Explain in two sentences why the sky is blue.",
+        ):
+            ask(page, text)
+            finished(page)
+        shoot(page, ROOT / target / "playground.png")
+        page.get_by_role("tab", name="Side by side").click()
+        page.wait_for_selector("#pair-left input:visible")
+        choose(page, "pair-left", "SmolLM2-135M-Q4_1")
+        choose(page, "pair-right", "rounded-to-W4")
+        page.fill("#pair-message textarea", "What is water made of?")
+        page.click("#pair-send")
+        page.wait_for_selector("#pair-stop:visible")
+        finished(page, "pair-send")
+        page.set_viewport_size({"width": 1280, "height": 920})
+        shoot(page, ROOT / target / "side_by_side.png")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from razor.errors import RazorError
-from razor.serve.engine import Answer, Settings
+from razor.serve.answer import Answer, Settings
 from razor.serve.transformers_engine import TransformersEngine, tensor_bytes
 
 ASKED = [{"role": "user", "content": "Hello"}]
@@ -101,3 +101,40 @@ def test_a_dense_folder(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RazorError, match="Transformers cannot load"):
         TransformersEngine.open(tmp_path, "dense", packed=False)
+
+
+def test_a_template_that_refuses_is_told_in_a_line(packed: Path) -> None:
+    engine = TransformersEngine.open(packed, "tiny", packed=True)
+    told = [{"role": "system", "content": "Be brief."}, *ASKED]
+    engine.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{{ m.content }}{% endfor %}"
+    )
+    with pytest.raises(RazorError, match="chat template of 'tiny' fails: System role not supported"):
+        last(engine, told)
+    assert last(engine, max_new_tokens=1).tokens == 1
+    engine.tokenizer.chat_template = "{% for %}"
+    with pytest.raises(RazorError, match="chat template of 'tiny' fails"):
+        last(engine)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_damage_without_checksums_is_told_in_a_line(packed: Path, tmp_path: Path, name: str) -> None:
+    """Each library that reads a folder has its own kind of error."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, **shape)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(packed).save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(b"\xff" * 64)
+    with pytest.raises(RazorError, match=f"Transformers cannot load '{tmp_path}': "):
+        TransformersEngine.open(tmp_path, "dense", packed=False)
+
+
+def test_closing_while_it_writes(packed: Path) -> None:
+    engine = TransformersEngine.open(packed, "tiny", packed=True)
+    growing = engine.answer(ASKED, Settings(max_new_tokens=100_000, temperature=0))
+    next(growing)
+    engine.close()  # and the reader has not come back
+    assert engine.model is None
+    assert list(growing)[-1].ended in ("stopped", "end", "length")

@@ -1,0 +1,63 @@
+"""llama.cpp in a process of its own: every question that `LlamaRuntime` answers, answered the same."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from razor.errors import RazorError
+from razor.models.llama_process import LlamaProcess
+from razor.models.llama_runtime import LlamaRuntime
+
+pytest.importorskip("xllamacpp")
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with heads of 64, as a file."""
+    from razor.export.gguf import GGUF
+    from razor.quant import Integer
+    from tests.export.gguf_models import WIDE, packed_in
+
+    folder = tmp_path_factory.mktemp("gguf")
+    GGUF(runtime=False).write(packed_in(folder, WIDE, Integer(4, 32)), folder)
+    (found,) = folder.glob("*.gguf")
+    return found
+
+
+def public(kind: type) -> dict[str, Callable[..., Any]]:
+    return {name: value for name, value in vars(kind).items() if callable(value) and name[0] != "_"}
+
+
+def test_it_has_the_same_methods_with_the_same_arguments() -> None:
+    here, apart = public(LlamaRuntime), public(LlamaProcess)
+    assert set(here) == set(apart) >= {"tokenize", "logits", "read", "close"}
+    for name in here:
+        assert inspect.signature(here[name]) == inspect.signature(apart[name])
+    assert inspect.signature(LlamaRuntime) == inspect.signature(LlamaProcess)
+
+
+def test_reading_on_is_the_same(gguf: Path) -> None:
+    tokens = [(5 * i) % 250 for i in range(40)]
+    words: dict[str, Any] = {"context": 64, "kv": "f32", "flash": False}
+    with LlamaProcess(gguf, **words) as apart, LlamaRuntime(gguf, **words) as here:
+        for start, end in ((0, 30), (30, 31), (31, 40), (0, 5)):
+            found = apart.read(tokens[start:end], start)
+            assert found.shape == (272,) and np.array_equal(found, here.read(tokens[start:end], start))
+        assert np.array_equal(apart.logits(tokens), here.logits(tokens))
+        with pytest.raises(RazorError, match="opened for 1 to 64"):
+            apart.read(tokens, 30)
+        assert apart.read(tokens[:1]).shape == (272,)  # it goes on
+
+
+def test_a_crash_while_reading_on(gguf: Path) -> None:
+    with LlamaProcess(gguf) as llama:
+        llama._child.send_signal(signal.SIGABRT)
+        with pytest.raises(RazorError, match=r"llama\.cpp crashed .*exit code -6"):
+            llama.read([1, 2])
