@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from razor import cli
+from razor.errors import RazorError
 from razor.export.compressed import Compressed
 from razor.export.exporter import Exporter, export
 from razor.export.hf_folder import Skeleton
 from razor.export.packed import save_packed
+from razor.export.shards import read_shards, write_shards
 from razor.models import RandomModel, make_student
 from razor.quant import Format, Integer, Placement, Plan
 
@@ -58,6 +61,17 @@ def qwen2() -> RandomModel:
 def exported(compressed: Compressed, exporter: Exporter) -> Path:
     """Its folder, beside the packed one."""
     return export(compressed, {exporter.name: exporter}, compressed.folder.parent)[exporter.name]
+
+
+def changed_is_noticed(exporter: Exporter, home: Path, part: str) -> None:
+    """That a code or scale written otherwise, in one tensor of a layer, ends the proof with the layer's name."""
+    compressed, name = packed(home, "w4", "tiny_llama"), "model.layers.2.mlp.gate_proj"
+    folder = exported(compressed, exporter)
+    state = read_shards(folder)
+    state[f"{name}.{part}"].view(-1)[0] += 1
+    write_shards(state, folder)
+    with pytest.raises(RazorError, match=name):
+        exporter.verify(compressed, folder)
 
 
 def plan_of(source: Any, linear: Format, ends: Format | None = None, **exceptions: Format) -> Plan:

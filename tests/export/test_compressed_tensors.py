@@ -12,13 +12,16 @@ import torch
 from razor import cli
 from razor.errors import RazorError
 from razor.export.compressed_tensors import CompressedTensors
+from razor.export.exporter import export
 from razor.export.hf_folder import Skeleton
 from razor.export.integers import matrices
 from razor.export.loaded import bare_model, kl, logits
 from razor.export.manifest import check_files
 from razor.export.shards import read_shards
-from razor.quant import Affine, Float16, Format, Integer, RowMix, StretchedElastic, Ternary
-from tests.export.hf_models import exported, packed, packed_by, plan_of, qwen2
+from razor.models import RandomModel
+from razor.quant import Affine, Float16, Format, Integer, Placement, Plan, RowMix, StretchedElastic, Ternary
+from razor.quant.sites import sites
+from tests.export.hf_models import QWEN2, changed_is_noticed, exported, packed, packed_by, plan_of, qwen2
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -143,17 +146,8 @@ def test_activations_on_demand(tmp_path: Path, activations: Any) -> None:
     found = logits(AutoModelForCausalLM.from_pretrained(folder), compressed)
     with_a8 = logits(bare_model(compressed, torch.bfloat16, activations=True), compressed)
     assert 0 < kl(with_a8, found) < 0.02
-    assert not torch.equal(
-        found, logits(AutoModelForCausalLM.from_pretrained(exported_plain(compressed)), compressed)
-    )
-
-
-def exported_plain(compressed: Any) -> Path:
-    """The same without activations."""
-    from razor.export.exporter import export
-
-    out = compressed.folder.parent / "plain"
-    return export(compressed, {"x": CompressedTensors()}, out)["compressed_tensors"]
+    plain = export(compressed, {"x": CompressedTensors()}, tmp_path / "plain")["compressed_tensors"]
+    assert not torch.equal(found, logits(AutoModelForCausalLM.from_pretrained(plain), compressed))
 
 
 def test_nothing_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,11 +162,6 @@ def test_nothing_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_experts_are_refused_by_name() -> None:
-    from razor.models import RandomModel
-    from razor.quant import Placement, Plan
-    from razor.quant.sites import sites
-    from tests.export.hf_models import QWEN2
-
     fields = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
@@ -188,16 +177,7 @@ def test_experts_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("part", ["weight_packed", "weight_scale"])
 def test_a_change_anywhere_is_noticed(tmp_path: Path, part: str) -> None:
-    from safetensors.torch import load_file, save_file
-
-    compressed = packed(tmp_path, "w4", "tiny_llama")
-    folder = exported(compressed, CompressedTensors())
-    name = "model.layers.2.mlp.gate_proj"
-    state = load_file(folder / "model.safetensors")
-    state[f"{name}.{part}"].view(-1)[0] += 1
-    save_file(state, folder / "model.safetensors")
-    with pytest.raises(RazorError, match=name):
-        CompressedTensors().verify(compressed, folder)
+    changed_is_noticed(CompressedTensors(), tmp_path, part)
 
 
 def test_a_config_that_means_another_model_is_noticed(tmp_path: Path) -> None:

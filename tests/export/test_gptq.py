@@ -32,7 +32,7 @@ from razor.export.shards import read_shards
 from razor.models import RandomModel
 from razor.quant import Affine, Float16, Format, Integer, RowMix, StretchedElastic, Ternary
 from tests.conftest import ROOT
-from tests.export.hf_models import QWEN2, exported, packed, packed_by, plan_of, qwen2
+from tests.export.hf_models import QWEN2, changed_is_noticed, exported, packed, packed_by, plan_of, qwen2
 
 ABSENT = ["gptqmodel==7.7.0", "optimum==2.3.0", "torchao==0.18.0", "device-smi", "pypcre", "tokenicer"]
 ABSENT += ["logbar", "defuser", "threadpoolctl"]
@@ -196,16 +196,7 @@ def test_scales_that_fp16_cannot_hold_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["qweight", "qzeros", "scales", "g_idx"])
 def test_a_change_anywhere_is_noticed(tmp_path: Path, part: str) -> None:
-    from safetensors.torch import load_file, save_file
-
-    compressed = packed(tmp_path, "w4", "tiny_llama")
-    folder = exported(compressed, GPTQ())
-    name = "model.layers.2.mlp.gate_proj"
-    state = load_file(folder / "model.safetensors")
-    state[f"{name}.{part}"].view(-1)[0] += 1
-    save_file(state, folder / "model.safetensors")
-    with pytest.raises(RazorError, match=name):
-        GPTQ().verify(compressed, folder)
+    changed_is_noticed(GPTQ(), tmp_path, part)
 
 
 def test_the_card_tells_what_was_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
