@@ -7,6 +7,7 @@ that is resumed somewhere else, or with other versions, says so under `resumed`:
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -100,13 +101,14 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any
     return {key: [old.get(key), new.get(key)] for key in sorted(old | new) if old.get(key) != new.get(key)}
 
 
+@functools.cache  # reading some hundred files takes half a second, and a process keeps what it imported
 def packages() -> dict[str, str]:
     """Every installed distribution and its version."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:  # leftovers of a removed package have none
-            found.setdefault(name.lower().replace("_", "-"), distribution.version)
+        told = distribution.metadata
+        if told["Name"]:  # leftovers of a removed package have none
+            found.setdefault(told["Name"].lower().replace("_", "-"), told["Version"])
     return dict(sorted(found.items()))
 
 
