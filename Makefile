@@ -25,7 +25,7 @@ DOC_TESTS = $(wildcard tests/test_readme.py tests/test_docs.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all test-exports test-dist test-faults lint type docs bench clean
+.PHONY: help setup run test test-all test-exports test-dist test-faults lint type docs bench table clean
 
 help: ## this list
 	@echo "make TARGET      (options: ARGS=\"key=value ...\"  VENV=folder  BOOT=python3.12)"
@@ -57,7 +57,8 @@ test-all: setup ## every test, the slow ones too, with coverage
 
 test-exports: setup ## every export of the real model in its runtime; playground in a browser, server, images
 	$(PYTHON) -m pytest -m "slow and not dist and not faults" \
-	  tests/export tests/serve tests/models tests/test_docker.py tests/quant $(ARGS)
+	  tests/export tests/serve tests/models/test_gguf_package.py tests/models/test_llama_server.py \
+	  tests/test_docker.py $(ARGS)
 
 test-dist: setup ## runs in two processes: DDP and FSDP2 over gloo
 	$(PYTHON) -m pytest -m dist tests/dist $(ARGS)
@@ -78,6 +79,9 @@ docs: setup ## the commands in README and documents run, and the links in them l
 
 bench: setup ## speed and memory, each benchmark one JSON line; wants an idle machine and some minutes
 	@for file in benchmarks/*.py; do $(PYTHON) $$file || exit 1; done
+
+table: setup ## write the tables in docs/ again from the results of benchmarks
+	$(PYTHON) benchmarks/results/tables.py
 
 clean: ## remove build products and tool caches; runs/, .venv and the user's cache stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

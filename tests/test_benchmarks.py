@@ -87,3 +87,58 @@ def test_two_processes_are_held_against_one() -> None:
     ratios = sorted(one / two for one, two in zip(found["all"]["one"], found["all"]["two"], strict=True))
     assert len(ratios) == 3 and found["two / one"] == pytest.approx(ratios[1], rel=0.2)
     assert found["tokens_per_second"]["two"] == pytest.approx(64 / found["seconds"]["two"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_ways_to_hold_a_packed_model_are_held_against_16_bits() -> None:
+    words = (
+        "model=tiny_llama",
+        "weights=random",
+        "quant=w4",
+        "tokens=4",
+        "prompt=4",
+        "rounds=2",
+        "threads=1",
+    )
+    found, _ = run("packed_model.py", *words)
+    sides = found["sides"]
+    assert sides["dense"]["speed / dense"] == sides["dense"]["tensors / dense"] == 1
+    assert all(len(side["all"]) == 2 for side in sides.values())
+    assert sides["packed"]["tensors_MB"] < sides["dense"]["tensors_MB"] < sides["decoded"]["tensors_MB"]
+    assert found["machine"]["processor"]
+
+
+@pytest.mark.slow
+def test_files_of_llama_cpp_are_held_against_bf16(tmp_path: Path) -> None:
+    words = ("model=tiny_qwen3", "tokens=4", "prompt=4", "rounds=2", "threads=1", f"keep={tmp_path}")
+    found, _ = run("decode.py", *words, "cases=bf16,q4_0")
+    first, other = found["cases"]["bf16"], found["cases"]["q4_0"]
+    assert first["speed ratio"] == first["bytes ratio"] == 1
+    (file,) = (tmp_path / "q4_0" / "gguf").glob("*.gguf")
+    assert other["MB"] == pytest.approx(file.stat().st_size / 1e6, abs=0.05) and other["bytes ratio"] > 1
+
+
+@pytest.mark.slow
+def test_a_file_is_held_against_its_student(finished_run: Any) -> None:
+    """On the run's own held-out text, token by token, as its report counts them."""
+    found, _ = run("parity.py", f"run={finished_run.folder}", "f32=false")
+    assert found["codes_equal"] and found["runtime"].startswith("llama.cpp")
+    report = json.loads((finished_run.folder / "report.json").read_text())
+    (own,) = (row["perplexity"] for row in report["rows"] if row["name"] == "after")
+    read = found["perplexity"]
+    assert read["student"] == pytest.approx(own, rel=0.02) and read["tokens"] > 100
+    assert read["ratio"] == pytest.approx(read["llama_cpp"] / read["student"]) and read["ratio_stderr"] > 0
+
+
+def test_tables_are_those_of_the_results() -> None:
+    """What docs/exports.md shows is what the lines in benchmarks/results say."""
+    sys.path.insert(0, str(BENCHMARKS / "results"))
+    try:
+        import tables
+    finally:
+        sys.path.pop(0)
+    text = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
+    assert {name for _, name, _ in tables.BLOCK.findall(text)} == set(tables.TABLES)
+    assert tables.written(text) == text
+    line = tables.lines("decode_avx2")[-1]["cases"]["q4_0"]
+    assert f"| {line['tokens_per_second']} | {line['speed ratio']} |" in text
