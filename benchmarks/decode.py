@@ -95,12 +95,15 @@ def main(words: list[str]) -> None:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options["keep"] or temporary
+        home = Path(folder) / f"{options['model']}-{options['weights']}"
         for case in cases:
-            if not (Path(folder) / case).is_dir():
-                maker = context.Process(target=make, args=(folder, case, options))
+            if not (home / case / "gguf").is_dir():
+                maker = context.Process(target=make, args=(str(home), case, options))
                 maker.start()
                 maker.join()
-        files = {case: next((Path(folder) / case / "gguf").glob("*.gguf")) for case in cases}
+                if maker.exitcode:
+                    sys.exit(f"{case} could not be written, see above.")
+        files = {case: next((home / case / "gguf").glob("*.gguf")) for case in cases}
         lines, found = {}, {case: {"prompt": [], "write": []} for case in cases}
         for case, file in files.items():
             lines[case], theirs = context.Pipe()

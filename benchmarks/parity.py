@@ -46,6 +46,7 @@ from razor.export.gguf import GGUF
 from razor.export.manifest import read_manifest
 from razor.models.llama_process import LlamaProcess
 from razor.recipe import Recipe, quantize
+from razor.storage import REPORT
 from razor.train.run import quieten
 
 CASES = (
@@ -131,7 +132,7 @@ def perplexities(compressed: Compressed, path: Path, texts: list[Text]) -> dict[
 def measure(name: str, compressed: Compressed, given: dict[str, Any], home: Path) -> dict[str, Any]:
     """One case."""
     random = not given["run"] and name.startswith(("qwen3", "tiny"))
-    steps = saved_config(Path(name)).trainer.max_steps if given["run"] else 0
+    steps = json.loads((Path(name) / REPORT).read_text())["steps"] if given["run"] else 0
     found: dict[str, Any] = {"benchmark": "parity", "case": name, "random_weights": random, "steps": steps}
     found |= {"model": compressed.about["model"], "quant": compressed.about["quant"]}
     if given["f32"] and not (random and name.startswith("qwen3")):  # gigabytes that first layers spare us

@@ -7,6 +7,7 @@ kill or a full disk leaves either the old file or the new one, never a mixture.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -22,8 +23,11 @@ from typing import Any
 
 from razor.errors import RazorError
 
-REPORT, FAILURE = "report.json", "failure.json"
-"""In the folder of a run: every number of a finished one; the reason, if its last attempt failed."""
+REPORT, FAILURE, EXPORTS = "report.json", "failure.json", "exports"
+"""In the folder of a run: every number of a scored one; the reason, if its last attempt failed; its exports."""
+
+MANIFEST = "manifest.json"
+"""In the folder of an export: what it consists of. Written last, so one that has it is whole."""
 
 
 def cache_dir() -> Path:
@@ -37,10 +41,13 @@ def cache_dir() -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` (file or folder, not yet existing); move it there on success.
 
+    A link is followed: what it points to is replaced.
+
     Raises:
         RazorError: the disk is full (the temporary is removed, an older `path` stays as it was), or nothing can
             be written there.
     """
+    path = path.resolve() if path.is_symlink() else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
@@ -48,17 +55,39 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if error.errno == errno.ENOSPC:
             raise disk_full(path) from error
         raise RazorError(f"'{path}' cannot be written ({error.strerror}): choose another place.") from error
+    replaced = temporary.parent / "replaced"
     try:
         yield temporary
-        if path.is_dir() and temporary.is_dir():
-            path.rename(temporary.parent / "replaced")  # a folder cannot be replaced in one call
-        os.replace(temporary, path)
+        _move(temporary, path, replaced)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_full(path) from error
         raise
     finally:
+        if replaced.exists() and not path.exists():
+            os.replace(replaced, path)  # interrupted between two renames
         shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def _move(temporary: Path, path: Path, replaced: Path) -> None:
+    """Give a file or folder its name; an older folder of that name goes to `replaced`, or trades places."""
+    try:
+        if path.is_dir() and temporary.is_dir():
+            if _exchanged(temporary, path):
+                return
+            path.rename(replaced)  # elsewhere a folder cannot be replaced in one call
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise RazorError(f"'{path}' could not be put in its place ({error.strerror}): try again.") from error
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two folders trade places in one step, where the system can (Linux, most of its file systems)."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, linux/fcntl.h and linux/fs.h
+    return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def disk_full(path: Path | str) -> RazorError:

@@ -186,7 +186,7 @@ def test_benchmarks_have_standard_errors(main_job: Any, tmp_path: Path) -> None:
 
 
 def test_exports_lie_in_the_run(main_job: Any) -> None:
-    """Each proven, with the scores of this run on its card; a rerun of a finished run leaves them alone."""
+    """Each proven, with the scores of this run on its card; the same command again makes what is missing."""
     done = main_job("export=[packed,gguf]", "quant=w4", "trainer.max_steps=2")
     assert done.code == 0, done.err
     assert {path.name for path in (done.folder / "exports").iterdir()} == {"packed", "gguf"}
@@ -198,6 +198,14 @@ def test_exports_lie_in_the_run(main_job: Any) -> None:
         card = (folder / "README.md").read_text()
         assert f"{after['perplexity']:.4g}" in card and "quantization-aware distillation" in card
         assert str(Path("exports") / name) in done.out
+    (
+        done.folder / "exports" / "gguf" / "manifest.json"
+    ).unlink()  # as if it had been killed in the last export
+    again = main_job("export=[packed,gguf]", "quant=w4", "trainer.max_steps=2", folder=done.folder)
+    assert again.code == 0 and "nothing to do" not in again.out, again.err
+    check_files(done.folder / "exports" / "gguf")
+    last = main_job("export=[packed,gguf]", "quant=w4", "trainer.max_steps=2", folder=done.folder)
+    assert last.code == 0 and "nothing to do" in last.out
 
 
 def test_what_no_format_holds_is_told_before_training(main_job: Any) -> None:

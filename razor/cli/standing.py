@@ -1,9 +1,10 @@
 """How far the run in a folder has come, and what it leaves when it fails.
 
-A folder belongs to one config: `config.yaml` is written when a run begins and `report.json` when it is done. So the
-same command with the same folder can be given again at any time: a finished run is left alone, one that was
-interrupted or failed goes on from its last checkpoint, and a folder of another config is refused. What went wrong
-lies in `failure.json`, until another attempt begins.
+A folder belongs to one config: `config.yaml` is written when a run begins, `report.json` when its model is packed
+and scored, and last a folder for each export that was asked for. So the same command with the same folder can be
+given again at any time: a finished run is left alone, one that was interrupted or failed goes on from its last
+checkpoint, and a folder of another config is refused. What went wrong lies in `failure.json`, until another attempt
+begins.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from razor.cli.guard import explain
 from razor.errors import RazorError
-from razor.storage import FAILURE, REPORT, atomic_write, disk_full, flat
+from razor.storage import EXPORTS, FAILURE, MANIFEST, REPORT, atomic_write, disk_full, flat
 
 CONFIG = "config.yaml"
 TRACEBACK = "traceback.txt"
@@ -60,7 +61,8 @@ def standing(folder: Path, config: DictConfig) -> str:
         raise RazorError(
             f"'{folder}' holds a run of another config: {named}{more}. Give another folder, or remove that one."
         )
-    return FINISHED if (folder / REPORT).is_file() else BEGUN
+    wanted = [folder / EXPORTS / name / MANIFEST for name in config.get("export") or {}]
+    return FINISHED if all(path.is_file() for path in (folder / REPORT, *wanted)) else BEGUN
 
 
 def identity(config: Any) -> dict[str, Any]:

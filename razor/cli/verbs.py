@@ -74,15 +74,16 @@ def quantize(overrides: Sequence[str]) -> int:
     from razor.recipe import quantize as apply
 
     config = composed("quantize", overrides)
-    source, folder = model_source(config), Path(config.out)
+    if config.out in (None, ""):
+        raise RazorError("out= is empty: give the folder of the packed model.")
+    source, folder = model_source(config), Path(str(config.out))
+    check_place(folder)
     recipe = Recipe(config.quant.name, quantization(config), compute_dtype=config.compute_dtype)
     source.prepare()
     assert recipe.quant is not None
     recipe.quant.plan(source.skeleton())  # what does not fit is said before weights are loaded
-    check_place(folder)
     student = apply(source.load(torch.bfloat16), recipe).eval()
-    told = about(config, recipe.quant, ROUNDED) | {"w_a_kv": recipe.quant.w_a_kv}
-    save(student, source.tokenizer(), folder, told)
+    save(student, source.tokenizer(), folder, about(config, recipe.quant, ROUNDED))
     check_packed(student, folder, torch.arange(64).unsqueeze(0) % student.config.get_text_config().vocab_size)
     size = packed_bytes(folder) / 1e6
     print(f"{folder}: {recipe.quant.w_a_kv}, {size:.1f} MB of weights, read back with the same logits")

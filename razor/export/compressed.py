@@ -20,7 +20,7 @@ from razor.errors import RazorError
 from razor.export.packed import load_packed, load_tokenizer
 from razor.export.packed_files import is_packed, read_card
 from razor.quant import CodedWeight, Codes, Format, ModelSize, Plan, measure
-from razor.storage import REPORT
+from razor.storage import REPORT, digest, file_digest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -96,6 +96,7 @@ class Compressed:
             RazorError: there is none, or it is damaged.
         """
         folder = packed_folder(run)
+        folder = folder if folder.name else folder.resolve()  # of "." the folder above would be itself
         card = read_card(folder)
         distilled = card.about.get("origin") == DISTILLED
         report = _report(folder) if distilled else {}
@@ -110,6 +111,11 @@ class Compressed:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer, for which no weight is loaded."""
         return load_tokenizer(self.folder)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the packed weights: exports of one model have it in common."""
+        return digest([file_digest(path) for path in sorted(self.folder.glob("*.safetensors"))])
 
     @property
     def how(self) -> str:

@@ -37,6 +37,7 @@ from razor.export.hf_folder import (
 from razor.export.integers import check_spans, integers, matrices
 from razor.export.loaded import compare_loaded
 from razor.export.shards import read_shards
+from razor.export.words import check_words
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -137,6 +138,7 @@ class CompressedTensors(Exporter):
 
     def verify(self, compressed: Compressed, folder: Path) -> Proof:
         """Unpack with the package's own functions, bit for bit; load in Transformers and compare logits."""
+        check_words(compressed, folder)
         skeleton, dtype = Skeleton.of(compressed.config), folder_dtype(compressed.plan)
         layers, found = schemes(compressed.plan, skeleton), read_shards(folder)
         rest = set(compressed.plan.modules) - set(layers)

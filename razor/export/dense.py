@@ -18,8 +18,9 @@ import torch
 from razor.errors import RazorError
 from razor.export.compressed import Compressed
 from razor.export.exporter import Exporter, Proof
-from razor.export.hf_folder import Skeleton, dtype_name, not_in_it, sixteen_bit, write_words
+from razor.export.hf_folder import Skeleton, dtype_name, not_in_it, sixteen_bit
 from razor.export.loaded import bare_model, gap, logits, quiet
+from razor.export.words import check_words, write_words
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -67,13 +68,14 @@ class Dense(Exporter):
         """Load it as anybody would, and compare weights and logits bit for bit; see `Exporter`."""
         from transformers import AutoModelForCausalLM
 
+        check_words(compressed, folder)
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)
         dtype = compressed.compute_dtype
         found = model.state_dict(keep_vars=True)
         wanted = sixteen_bit(compressed, Skeleton.of(compressed.config), dtype)
         for name, tensor in wanted.items():
-            if name not in found or found[name].dtype != dtype or not torch.equal(found[name], tensor):
+            if name not in found or found[name].dtype != tensor.dtype or not torch.equal(found[name], tensor):
                 raise RazorError(f"'{folder}' was not read back as it was meant: see tensor '{name}'.")
         reference = logits(bare_model(compressed, dtype), compressed)
         own = logits(model, compressed)

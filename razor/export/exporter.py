@@ -118,15 +118,18 @@ def export(compressed: Compressed, exporters: Mapping[str, Exporter], out: Path)
 def _one(compressed: Compressed, exporter: Exporter, target: Path) -> Path:
     with atomic_write(target) as folder:
         folder.mkdir()
-        exporter.write(compressed, folder)
-        proof = exporter.verify(compressed, folder)
+        try:
+            exporter.write(compressed, folder)
+            proof = exporter.verify(compressed, folder)
+        except RazorError as error:  # nobody knows the folder by the name it has while it is written
+            raise RazorError(str(error).replace(str(folder), str(target))) from error
         costs = exporter.costs(compressed, folder)
         card = model_card(
             compressed, exporter.name, exporter.tags, costs, proof.lines, exporter.usage(compressed)
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        write_manifest(folder, exporter.name, compressed.about, proof.facts)
+        write_manifest(folder, exporter.name, compressed.about, proof.facts, compressed.digest)
     print(f"{target}: {size / 1e6:.1f} MB")
     for line in (*proof.lines, *costs):
         print(f"  - {line}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from razor.errors import RazorError
 from razor.export.packed import load_packed, save_packed
-from razor.export.packed_files import is_packed
+from razor.export.packed_files import files_of, is_packed
 from razor.recipe import Quantized
 
 if TYPE_CHECKING:
@@ -24,10 +24,18 @@ def check_place(folder: Path) -> None:
     """Check that a packed folder may be written here: over nothing, or over an older one.
 
     Raises:
-        RazorError: a file, or a folder that holds something else and would be lost.
+        RazorError: a file, or a folder that holds something else, which would be lost.
     """
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or is_packed(folder))):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder.is_dir() and is_packed(folder)):
         raise RazorError(f"'{folder}' is there already and no packed model: choose another folder.")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if others := files - set(files_of(folder)):
+        raise RazorError(
+            f"'{folder}' is there already and holds more than a packed model (see '{min(others)}'), which would be "
+            "lost: choose another folder."
+        )
 
 
 def save(
@@ -42,8 +50,8 @@ def save(
         model: in training or not, on any device.
         tokenizer: saved with it.
         folder: made or replaced, all or nothing.
-        about: what cards and tables call it (model, quant, w_a_kv, base, licence, note); by default what model and
-            recipe say of themselves.
+        about: what cards and tables call it (model, quant, base, licence, note); by default what model and recipe
+            say of themselves.
 
     Raises:
         RazorError: the model was not quantized by `razor.quantize`, there is no tokenizer, the folder holds
@@ -59,9 +67,10 @@ def save(
     check_place(Path(folder))
     if about is None:
         name = Path(str(getattr(model.config, "name_or_path", "") or model.config.model_type)).name
-        assert done.recipe.quant is not None
-        about = {"model": name, "quant": done.recipe.name, "w_a_kv": done.recipe.quant.w_a_kv}
-    save_packed(model, done.plan, tokenizer, done.compute_dtype, Path(folder), about)
+        about = {"model": name, "quant": done.recipe.name}
+    save_packed(
+        model, done.plan, tokenizer, done.compute_dtype, Path(folder), {**about, "w_a_kv": done.w_a_kv}
+    )
     done.recipe.save(Path(folder) / RECIPE)
 
 

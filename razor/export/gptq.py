@@ -40,6 +40,7 @@ from razor.export.integers import (
 )
 from razor.export.loaded import compare_loaded
 from razor.export.shards import read_shards
+from razor.export.words import check_words
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -91,6 +92,7 @@ class GPTQ(Exporter):
 
     def verify(self, compressed: Compressed, folder: Path) -> Proof:
         """Unpack what was written, bit for bit; load it in Transformers where GPTQModel is installed."""
+        check_words(compressed, folder)
         skeleton, found = Skeleton.of(compressed.config), read_shards(folder)
         check_state(found, sixteen_bit(compressed, skeleton, DTYPE, skeleton.ends), folder)
         count = 0

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from razor.errors import RazorError
 from razor.export.packed_files import dtype_name
 from razor.export.shards import write_shards
+from razor.export.words import write_words
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -76,7 +77,7 @@ def sixteen_bit(
         RazorError: a number is too large for the dtype.
     """
     tied = set(skeleton.model.all_tied_weights_keys)
-    state = {name: tensor.to(dtype) for name, tensor in compressed.others()}
+    state = {name: _rounded(name, tensor, skeleton, dtype) for name, tensor in compressed.others()}
     for weight in compressed.weights():
         if names is None or set(weight.names) & names:
             called = [skeleton.parameter(name) for name in weight.names]
@@ -84,13 +85,22 @@ def sixteen_bit(
             state[name] = weight.decoded().to(dtype).contiguous()
     kept = compressed.model.state_dict()  # running means and the like
     wanted = skeleton.model.state_dict()
-    state |= {name: t.to(dtype) for name, t in kept.items() if name in wanted and name not in state}
+    left = [name for name in kept if name in wanted and name not in state]
+    state |= {name: _rounded(name, kept[name], skeleton, dtype) for name in left}
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise RazorError(
                 f"'{name}' has numbers too large for {dtype_name(dtype)}: export=[packed,dense] hold it."
             )
     return state
+
+
+def _rounded(name: str, tensor: Tensor, skeleton: Skeleton, dtype: torch.dtype) -> Tensor:
+    """A tensor in the dtype in which Transformers will hold it: counters stay whole, a few are always fp32."""
+    always: Any = getattr(skeleton.model, "_keep_in_fp32_modules_strict", None) or ()
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.float32 if any(f".{part}." in f".{name}." for part in always) else dtype)
 
 
 def write_folder(
@@ -115,12 +125,6 @@ def write_folder(
     config.quantization_config = dict(quantization)
     config.save_pretrained(folder)
     write_words(compressed, folder)
-
-
-def write_words(compressed: Compressed, folder: Path) -> None:
-    """Tokenizer and generation config."""
-    compressed.tokenizer.save_pretrained(folder)
-    compressed.model.generation_config.save_pretrained(folder)
 
 
 def check_state(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:

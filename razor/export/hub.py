@@ -2,8 +2,9 @@
 
 What is pushed is exactly what an export's manifest lists, and only after its checksums were found right: nothing
 that happens to lie in the folder leaves the machine. A folder above several exports becomes one repository with a
-folder for each format. Repositories are private unless somebody says otherwise; one that is public already is not
-taken for a private one.
+folder for each format. All of it is one commit, and what an earlier push left and this one lacks goes with it:
+yesterday's weights beside a new config would be loaded, by some readers first. Repositories are private unless
+somebody says otherwise; one that is public already is not taken for a private one.
 
 The token is the one that `hf auth login` or HF_TOKEN left (`huggingface_hub.get_token`). It is never asked for,
 never shown, and is cut out of error texts.
@@ -12,18 +13,20 @@ never shown, and is cut out of error texts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from razor.errors import RazorError
-from razor.export.manifest import MANIFEST, check_files
+from razor.export.manifest import MANIFEST, check_files, read_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 FRONT = "README.md"
+Exports = dict[str, tuple[dict[str, Any], Path]]
+"""By place in the repository: manifest and folder."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,17 @@ class Push:
 
     Attributes:
         target: address of the repository, or of its branch.
-        private: as it was asked for.
+        private: as it was asked for; after a push, as the repository is.
         files: bytes of each file, by its path in the repository.
         done: False after a dry run.
+        removed: files of an earlier push that are no longer there.
     """
 
     target: str
     private: bool
     files: Mapping[str, int]
     done: bool
+    removed: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -76,25 +81,22 @@ def push(
     from huggingface_hub import HfApi, constants, get_token
 
     check_repo(repo)
+    token = get_token()
+    if token is None and not dry_run:
+        raise RazorError(
+            "No token for the Hugging Face hub: set HF_TOKEN, or log in once with `hf auth login`; the token "
+            "must be one that may write. dry_run=true needs none."
+        )
     exports = exports_in(folder)
-    files = {path: local.stat().st_size for path, local in _files(exports).items()}
     branch = f"/tree/{revision}" if revision else ""
-    planned = Push(
-        f"{_shown(constants.ENDPOINT)}/{repo}{branch}",
-        private,
-        files,
-        False,
-    )
+    sizes = {
+        path: len(c) if isinstance(c, bytes) else c.stat().st_size for path, c in _files(exports).items()
+    }
+    planned = Push(f"{_shown(constants.ENDPOINT)}/{repo}{branch}", private, sizes, False)
     if dry_run:
         return planned
-    with no_secrets(token := get_token(), repo):
-        if token is None:
-            raise RazorError(
-                "No token for the Hugging Face hub: set HF_TOKEN, or log in once with `hf auth login`; the token "
-                "must be one that may write. dry_run=true needs none."
-            )
-        _send(HfApi(token=token), exports, planned, repo, revision, message)
-    return Push(planned.target, private, files, True)
+    with no_secrets(token, repo):
+        return _send(HfApi(token=token), exports, planned, repo, revision, message)
 
 
 def check_repo(repo: str) -> None:
@@ -111,11 +113,11 @@ def check_repo(repo: str) -> None:
         raise RazorError(f"repo='{repo}' is no name on the hub, as in repo=NAME/REPO: {reason}") from error
 
 
-def exports_in(folder: Path) -> dict[str, tuple[dict[str, Any], Path]]:
+def exports_in(folder: Path) -> Exports:
     """Exports by their place in a repository, "" for a folder that is one: manifest and folder, checksums compared.
 
     Raises:
-        RazorError: there is none, or a damaged one.
+        RazorError: there is none, or a damaged one; or several, of different models.
     """
     if (folder / MANIFEST).is_file():
         return {"": (check_files(folder), folder)}
@@ -124,54 +126,73 @@ def exports_in(folder: Path) -> dict[str, tuple[dict[str, Any], Path]]:
         raise RazorError(
             f"folder='{folder}' is no export and holds none (no {MANIFEST}): razor export run=RUN makes them."
         )
-    return {path.name: (check_files(path), path) for path in inner}
+    found = {path.name: (check_files(path), path) for path in inner}
+    sources = {name: content["source"] for name, (content, _) in found.items() if content.get("source")}
+    (first, own), *others = sources.items() or [("", "")]
+    if strange := [name for name, source in others if source != own]:
+        raise RazorError(
+            f"'{folder / first}' and '{folder / strange[0]}' are exports of different models, and a repository has "
+            "one: export them again from one run, or push each folder by itself."
+        )
+    return found
 
 
-def _files(exports: Mapping[str, tuple[dict[str, Any], Path]]) -> dict[str, Path]:
-    """Where every file that is sent lies, by its path in the repository."""
-    return {
-        f"{place}/{name}".lstrip("/"): folder / name
+def _files(exports: Exports) -> dict[str, Path | bytes]:
+    """Every file that is sent, or what it holds, by its path in the repository."""
+    files: dict[str, Path | bytes] = {
+        _inside(place, name): folder / name
         for place, (content, folder) in exports.items()
         for name in (*content["sha256"], MANIFEST)
     }
+    return files if "" in exports else files | {FRONT: front_page(exports).encode()}
+
+
+def _inside(place: str, name: str) -> str:
+    return f"{place}/{name}" if place else name
 
 
 def _send(
-    api: HfApi,
-    exports: Mapping[str, tuple[dict[str, Any], Path]],
-    planned: Push,
-    repo: str,
-    revision: str | None,
-    message: str | None,
-) -> None:
+    api: HfApi, exports: Exports, planned: Push, repo: str, revision: str | None, message: str | None
+) -> Push:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
     api.create_repo(repo, private=planned.private, exist_ok=True)
-    if planned.private and not api.repo_info(repo).private:
+    private = bool(api.repo_info(repo).private)
+    if planned.private and not private:
         raise RazorError(
             f"repo='{repo}' is there already and everybody can see it: nothing was sent. Say private=false to push "
             "into it, or choose another name."
         )
     if revision is not None:
         api.create_branch(repo, branch=revision, exist_ok=True)
-    for place, (content, folder) in exports.items():
-        api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            path_in_repo=place or None,
-            allow_patterns=[*content["sha256"], MANIFEST],
-            revision=revision,
-            commit_message=message or f"Add {content['format']}, written by Razor",
-        )
-    if "" not in exports:
-        api.upload_file(
-            path_or_fileobj=front_page(exports).encode(),
-            path_in_repo=FRONT,
-            repo_id=repo,
-            revision=revision,
-            commit_message=message or "Add a front page",
-        )
+    files = _files(exports)
+    removed = sorted(_listed(api, exports, repo, revision) - set(files))
+    formats = ", ".join(str(content["format"]) for content, _ in exports.values())
+    api.create_commit(
+        repo_id=repo,
+        operations=[
+            *(CommitOperationAdd(path, content) for path, content in files.items()),
+            *(CommitOperationDelete(path) for path in removed),
+        ],
+        revision=revision,
+        commit_message=message or f"Add {formats}, written by Razor",
+    )
+    return replace(planned, private=private, done=True, removed=tuple(removed))
 
 
-def front_page(exports: Mapping[str, tuple[dict[str, Any], Path]]) -> str:
+def _listed(api: HfApi, exports: Exports, repo: str, revision: str | None) -> set[str]:
+    """Files that an earlier push sent to the places of these exports, and that are still there."""
+    there = set(api.list_repo_files(repo, revision=revision))
+    found: set[str] = set()
+    for place in exports:
+        if _inside(place, MANIFEST) in there:
+            path = api.hf_hub_download(repo, _inside(place, MANIFEST), revision=revision)
+            with suppress(RazorError):  # one that somebody else made says nothing about us
+                found |= {_inside(place, name) for name in read_manifest(Path(path).parent)["sha256"]}
+    return found & there
+
+
+def front_page(exports: Exports) -> str:
     """README.md of a repository of several formats: the head of their cards, and where each one lies."""
     cards = {place: (folder / FRONT).read_text(encoding="utf-8") for place, (_, folder) in exports.items()}
     first = next(iter(cards.values()))

@@ -7,17 +7,18 @@ that names it instead of in garbage.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from razor.errors import RazorError
+from razor.storage import MANIFEST as MANIFEST
 from razor.storage import file_digest
 
-MANIFEST = "manifest.json"
 
-
-def write_manifest(folder: Path, format: str, about: Mapping[str, str], proof: Mapping[str, Any]) -> None:
+def write_manifest(
+    folder: Path, format: str, about: Mapping[str, str], proof: Mapping[str, Any], source: str = ""
+) -> None:
     """Write the manifest of everything that lies in a folder.
 
     Args:
@@ -25,10 +26,11 @@ def write_manifest(folder: Path, format: str, about: Mapping[str, str], proof: M
         format: name of the exporter.
         about: what was compressed, and how.
         proof: what was compared when it was written.
+        source: digest of the packed weights that it was made from.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     sums = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-    content = {"format": format, "about": dict(about), "proof": dict(proof), "sha256": sums}
+    content = {"format": format, "about": dict(about), "source": source, "proof": dict(proof), "sha256": sums}
     (folder / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
@@ -48,7 +50,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     whole = isinstance(sums, dict) and all(isinstance(s, str) for s in sums.values())
     if not whole or not isinstance(content.get("format"), str) or not isinstance(content.get("about"), dict):
         raise RazorError(f"'{folder / MANIFEST}' is damaged: it lacks format, about or sha256.")
+    check_names(content["sha256"], folder / MANIFEST)
     return dict(content)
+
+
+def check_names(names: Iterable[str], where: Path) -> None:
+    """Check that names of files lead to no place outside of their folder, wherever the list comes from.
+
+    Raises:
+        RazorError: the first that does.
+    """
+    for name in names:
+        paths = PurePosixPath(name), PureWindowsPath(name)
+        outside = any(path.is_absolute() or path.drive or ".." in path.parts for path in paths)
+        if outside or not paths[0].parts:
+            raise RazorError(f"'{where}' is damaged: it lists '{name}', which lies in another folder.")
 
 
 def check_files(folder: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def load_packed(folder: Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, 
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
         config.quantization_config["hold"] = hold
         model = AutoModelForCausalLM.from_pretrained(str(folder), config=config, local_files_only=True)
-    except RazorError:
+    except (RazorError, MemoryError, ImportError):
         raise
     except Exception as error:  # whatever Transformers makes of a field that is not right
         reason = " ".join(str(error).split())[:200]
@@ -132,7 +132,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the tokenizers package, which has none of its own
         raise RazorError(f"'{folder}' lacks a tokenizer that can be read (tokenizer.json).") from error
 
 

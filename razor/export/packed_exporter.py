@@ -14,6 +14,7 @@ from razor.export.exporter import Exporter, Proof
 from razor.export.packed import load_packed, packed_bytes, reshard
 from razor.export.packed_files import files_of
 from razor.export.shards import SHARD
+from razor.export.words import check_words
 from razor.quant import CodedWeight
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Packed(Exporter):
 
     def verify(self, compressed: Compressed, folder: Path) -> Proof:
         """Every stored tensor equal, and the logits of a pass through Transformers' own loader."""
+        check_words(compressed, folder)
         model, _ = load_packed(folder)
         expected, found = compressed.model.state_dict(), model.state_dict()
         for name, tensor in expected.items():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from razor.errors import RazorError
+from razor.export.manifest import check_names
 from razor.export.shards import INDEX, WEIGHTS
 from razor.quant import Plan
 from razor.storage import file_digest
@@ -30,6 +31,24 @@ if TYPE_CHECKING:
 CONFIG, CARD = "config.json", "razor.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SAFETENSORS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16"}
+USUAL = (
+    CONFIG,
+    "generation_config.json",
+    "*.safetensors",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+"""What Transformers writes of a language model and its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +116,10 @@ def files_of(folder: Path) -> list[str]:
     """The files that a packed folder consists of: those in razor.json, or where there is none the usual ones."""
     sums = _json(folder / CARD).get("sha256") if (folder / CARD).is_file() else None
     if isinstance(sums, dict):
+        check_names(sums, folder / CARD)
         names = [*sums, CARD]
     else:
-        known = (
-            "config.json",
-            "generation_config.json",
-            "*.safetensors",
-            INDEX,
-            "*token*",
-            "*.jinja",
-            "*/*.jinja",
-        )
-        other = ("vocab.json", "merges.txt")
-        names = [
-            p.relative_to(folder).as_posix() for pattern in (*known, *other) for p in folder.glob(pattern)
-        ]
+        names = [p.relative_to(folder).as_posix() for pattern in USUAL for p in folder.glob(pattern)]
     recipe = ["recipe.yaml"] if (folder / "recipe.yaml").is_file() else []
     return sorted({*names, *recipe})
 
@@ -143,13 +151,17 @@ def check_sums(folder: Path) -> None:
     sums = _json(folder / CARD).get("sha256")
     if not isinstance(sums, dict) or not (WEIGHTS in sums or INDEX in sums):
         raise RazorError(f"'{folder / CARD}' is damaged: its sha256 lacks {WEIGHTS}.")
+    check_names(sums, folder / CARD)
     for name, digest in sums.items():
         try:
             found = file_digest(folder / name)
         except OSError as error:
             raise RazorError(f"'{folder / name}' cannot be read ({error.strerror}).") from error
         if found != digest:
-            raise RazorError(f"'{folder / name}' is damaged: its checksum is not the one in {CARD}.")
+            raise RazorError(
+                f"'{folder / name}' is damaged: its checksum is not the one in {CARD}. (If you changed the folder "
+                f"yourself, as save_pretrained into it does, remove '{folder / CARD}'.)"
+            )
 
 
 def check_tensors(model: nn.Module, files: Sequence[Path]) -> None:

@@ -26,11 +26,13 @@ class Quantized:
         plan: formats by module.
         compute_dtype: of the forward pass.
         recipe: where they come from.
+        w_a_kv: widths of this model, as in 'W2.79-A8-KV8'.
     """
 
     plan: Plan
     compute_dtype: torch.dtype
     recipe: Recipe
+    w_a_kv: str
 
 
 def quantize(model: Model, recipe: Recipe | Mapping[str, Any] | str | Path) -> Model:
@@ -54,5 +56,5 @@ def quantize(model: Model, recipe: Recipe | Mapping[str, Any] | str | Path) -> M
         raise RazorError("This model is quantized already (model.razor says how): start from the original.")
     plan = recipe.quant.plan(model)
     quantize_in_place(model, plan, recipe.dtype)  # type: ignore[arg-type]
-    model.razor = Quantized(plan, recipe.dtype, recipe)  # type: ignore[assignment]
+    model.razor = Quantized(plan, recipe.dtype, recipe, recipe.quant.w_a_kv)  # type: ignore[assignment]
     return model

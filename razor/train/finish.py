@@ -13,9 +13,9 @@ from razor.export.compressed import Compressed
 from razor.export.exporter import export
 from razor.export.folder import RECIPE
 from razor.export.packed import check_packed, packed_bytes, save_packed
+from razor.storage import EXPORTS
 from razor.train.evaluation import Evaluation
 from razor.train.facts import environment, record_hashes
-from razor.train.job import EXPORTS
 from razor.train.loggers import LOGS
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from razor.export.exporter import Exporter, check_target
 from razor.models import ModelSource, shape_of
 from razor.quant import ModelSize, Plan, measure
 from razor.recipe import PlanFile, QuantRecipe, Recipe
-from razor.storage import require_space
+from razor.storage import EXPORTS, require_space
 from razor.train.callbacks import check_callbacks
 from razor.train.estimate.case import case_of
 from razor.train.estimate.needs import Estimate, estimate
@@ -31,9 +31,6 @@ from razor.train.teaching import Teaching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-EXPORTS = "exports"
-"""Folder of a run in which its exports lie, one folder a format."""
 
 
 @dataclass

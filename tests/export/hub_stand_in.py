@@ -195,6 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif item["key"] == "deletedFile":
+                del files[value["path"]]
             else:
                 raise _Answer(400, "BadRequest", item["key"])
         url = f"{self.hub.url}/{repo}/commit/{found.commit}"

@@ -226,3 +226,37 @@ def test_a_packed_model_goes_to_the_hub_and_back(tmp_path: Path, hub: Hub) -> No
     pushed = hub.repos["me/again"].branches["main"]
     assert sum(map(len, pushed.values())) < 2 * sum(file.stat().st_size for file in folder.iterdir())
     assert torch.equal(made["again"], expected)
+
+
+def test_what_an_earlier_push_left_goes(tmp_path: Path, hub: Hub) -> None:
+    """Old weights beside the new ones' index would be loaded in their place; what others put there stays."""
+    folder = small_export(tmp_path / "dense")
+    assert run(hub, tmp_path, VERB, f"folder={folder}", "repo=me/small").returncode == 0
+    files = hub.repos["me/small"].branches["main"]
+    files["LICENSE"] = b"mit"
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / MANIFEST).unlink()
+    (folder / ".env").unlink()
+    (folder / "odd[1]*.gguf").write_bytes(b"GGUF")
+    write_manifest(folder, "dense", {"model": "small", "quant": "w4"}, {})
+    told = run(hub, tmp_path, VERB, f"folder={folder}", "repo=me/small")
+    assert told.returncode == 0, told.stderr
+    assert "removed     model.safetensors" in told.stdout
+    sent = {"README.md", MANIFEST, "model-00001-of-00001.safetensors", "odd[1]*.gguf"}
+    assert set(files) == sent | {"LICENSE"} and len(hub.repos["me/small"].messages) == 2
+
+
+def test_exports_of_two_models_are_not_one_repository(tmp_path: Path) -> None:
+    for format, source in (("dense", "a"), ("gptq", "b")):
+        folder = small_export(tmp_path / "exports" / format, format)
+        (folder / MANIFEST).unlink()
+        write_manifest(folder, format, {"model": "small"}, {}, source)
+    with pytest.raises(RazorError, match=r"dense' and .*gptq' are exports of different models"):
+        push(tmp_path / "exports", "me/small", dry_run=True)
+
+
+def test_an_existing_repository_keeps_who_may_see_it(tmp_path: Path, hub: Hub) -> None:
+    hub.repos["me/small"] = Repo(private=True)
+    words = (f"folder={small_export(tmp_path / 'dense')}", "repo=me/small", "private=false", "revision=2.0")
+    told = run(hub, tmp_path, VERB, *words)
+    assert told.returncode == 0 and "tree/2.0 (private)" in told.stdout, told.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,38 +19,17 @@ from razor.export.gguf.reference import (
 )
 from razor.export.gguf.twin import compare_twin
 from razor.export.gguf.writing import Entry
+from razor.export.words import TEXTS, texts
 from razor.models.llama_process import LlamaProcess
 
 if TYPE_CHECKING:
     from razor.export.compressed import Compressed
-
-TEXTS = (
-    "The city library opened its doors in 1904, and people have come ever since: students, readers, children who "
-    "want a story. Upstairs there are maps, old newspapers and 12,345 letters; nobody has read all of them. One "
-    "winter evening, when snow lay on the roof, the librarian found a small blue book that no catalogue knew "
-    "about, and in it the first sentence: 'It was here long before the town.'",
-    "def f(x):\n\treturn {'a': x**2, \"b\": [1, 22, 333, 4444]}\n\n\n# don't  stop   there\r\n",
-    "Grüße aus Zürich – naïve café, 東京の天気, Привет мир, مرحبا, 한국어, 👩‍👩‍👧 and 1½ €",
-    "  leading spaces, trailing ones   ",
-    "I'LL say it's OK; we've, they'd\u00a0and\u200bmore...  \n \n x\t\ty",
-)
-"""What tokenizers have to read alike; predictions are compared on the first."""
 
 FP32_LIMIT = 1e-2
 """Largest difference of a logit between fp32 and fp32."""
 
 INT8_FACTOR = 3.0
 """How much more than int8 activations of the same blocks may move predictions; they are never the same twice."""
-
-
-def texts(tokenizer: Any) -> Iterator[str]:
-    """Texts to compare tokenizers on; also between the tokenizer's marks, and as a conversation."""
-    yield from TEXTS
-    for mark in list(dict.fromkeys(str(t) for t in tokenizer.all_special_tokens))[:8]:
-        yield f"one{mark}two {mark} three{mark}"
-    if getattr(tokenizer, "chat_template", None):
-        turns = [{"role": "user", "content": "Hello there!"}, {"role": "assistant", "content": "Hi.\n\nYes?"}]
-        yield tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
 def compare_tokens(llama: LlamaProcess, tokenizer: Any) -> int:
