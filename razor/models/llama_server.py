@@ -30,6 +30,9 @@ KV_TYPES = ("q8_0", "f16")
 LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks this machine itself, whatever proxy the environment names."""
 
+NOBODY = "http://nobody.invalid"
+"""An origin that no web page can have; where none is named, llama.cpp would let all read its answers."""
+
 METADATA_BYTES = 1 << 26
 """A GGUF says everything about itself within its first 64 MiB, vocabulary included."""
 
@@ -48,7 +51,8 @@ class LlamaServer:
         port: to listen on; 0 takes a free one.
         name: what the server calls the model; None is the file's path.
         api_key: demanded of every request (`Authorization: Bearer KEY`), except for /health.
-        origins: web pages that a browser lets ask, as an origin or `*`; None: only the server's own page.
+        origins: web pages whose scripts a browser lets read the answers, as an origin or `*`; None: the server's
+            own page alone. Requests whose answer nobody reads come through from any page.
         key: the option that named the file, for error texts.
 
     Raises:
@@ -85,7 +89,7 @@ class LlamaServer:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or cores()
         params.hostnames, params.port = [host], port
         params.sse_ping_interval = 1  # seconds between two looks at whether a stream shall end
-        params.cors_origins = origins or "http://localhost"
+        params.cors_origins = origins or NOBODY
         if name is not None:
             params.model_alias = {name}
         if api_key is not None:

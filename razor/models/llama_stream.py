@@ -3,6 +3,9 @@
 The server sends an event a token, and nothing while it reads a prompt, which takes seconds on a CPU. Whoever waits
 for a piece cannot look elsewhere, so breaking off is another thread's: it shuts the socket, which wakes the one
 that waits and tells the server to stop computing.
+
+A connection that is lost between two pieces looks like the end of the answer to http.client. So an answer counts as
+whole when its last event says so: `stop` (llama.cpp's own protocol), a `finish_reason` (OpenAI's), or `[DONE]`.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ class Stream:
         """The events; ends early, without a word, when it was closed.
 
         Raises:
-            RazorError: the server refuses (its own words), or is gone.
+            RazorError: the server refuses (its own words), or is gone before the answer has ended.
         """
+        whole = False
         try:
             with self._lock:
                 if self._closed:
@@ -48,11 +52,17 @@ class Stream:
             for line in answer:
                 kind, _, content = line.decode(errors="replace").strip().partition(": ")
                 if kind not in ("data", "error") or content == "[DONE]":
+                    whole = whole or content == "[DONE]"
                     continue
                 event = json.loads(content)
                 if kind == "error" or "error" in event:
                     raise RazorError(f"llama.cpp broke off {self._path}: {reason_in(content.encode())}")
+                whole = whole or is_last(event)
                 yield event
+            if not whole and not self._closed:
+                raise RazorError(
+                    f"llama.cpp does not answer {self._path} to the end: the connection was lost."
+                )
         except RazorError:
             raise
         except (OSError, HTTPException, ValueError) as error:
@@ -70,6 +80,15 @@ class Stream:
                 with suppress(OSError):  # it was over
                     self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for a piece
                 self._socket = None
+
+
+def is_last(event: Any) -> bool:
+    """Whether an event says that the answer has ended; figures may follow."""
+    if not isinstance(event, dict):
+        return False
+    return event.get("stop") is True or any(
+        choice.get("finish_reason") for choice in event.get("choices") or []
+    )
 
 
 def reason_in(content: bytes) -> str:

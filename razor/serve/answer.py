@@ -23,6 +23,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
 }
 
+COOLEST = 0.01
+"""The lowest temperature above 0: numbers divided by less overflow, and there is no chance left in them anyway."""
+
 ENDS = {"length": "length limit", "stopped": "stopped"}
 """Words for an end that was not the model's own."""
 
@@ -33,9 +36,11 @@ class Settings:
 
     Args:
         max_new_tokens: length limit of an answer, tokens.
-        temperature: 0 takes the likeliest token each time.
+        temperature: 0 takes the likeliest token each time; else at least `COOLEST`.
         top_p: nucleus of the distribution to sample from.
-        seed: of the sampling; the same question gets the same answer.
+        seed: of the sampling. The same question gets the same answer as far as the runtime computes the same
+            numbers: a chance that falls on the edge between two tokens may fall to the other side where they are
+            rounded in another order, as llama.cpp does where it still knows the beginning of a conversation.
         thinking: let a model think first that has learned to (Qwen3); its template decides what that means.
 
     Raises:
@@ -56,6 +61,10 @@ class Settings:
             if not good or not least <= value <= most:
                 kind = "a whole number" if whole else "a number"
                 raise RazorError(f"{key}='{value}' must be {kind} in {least}..{most}.")
+        if 0 < self.temperature < COOLEST:
+            raise RazorError(
+                f"temperature='{self.temperature}' must be 0 (the likeliest token each time) or at least {COOLEST}."
+            )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ from razor.serve.tab import Tab
 Said = list[dict[str, str]]
 """The conversation, questions with their answers, kept on the server: a browser could send back another one."""
 
+FORGOTTEN = (
+    "This conversation is not known here any more: many others came after it, or the playground was started again. "
+    "Clear begins a new one."
+)
+
 
 class ChatTab(Tab):
     """Components and what they do.
@@ -55,28 +60,41 @@ class ChatTab(Tab):
         """Connect the components; every question goes begin, write, over."""
         shown = [self.said, self.talk, self.figures]
         keys = [self.send, self.halt, self.clear]
-        asked = [self.model, self.box, self.said, *panel.controls]
+        asked = [self.model, self.box, self.talk, self.said, *panel.controls]
+        after = [*keys, self.box, self.talk, self.figures]
         for trigger in (self.send.click, self.box.submit):
-            begun = trigger(self.begin, asked, [*keys, self.box, self.talk, self.figures], **ASKING)
-            written = begun.success(self.write, [self.said], shown, **WRITING)
-            # whatever became of it; a begin that refused changed nothing
-            written.then(self.over, [self.said], [*keys, self.box, self.talk], queue=False, **PRIVATE)
+            begun = trigger(self.begin, asked, after, **ASKING)
+            written = begun.success(self.write, None, shown, **WRITING)  # one that refused changed nothing
+            self.afterwards(written, self.over, [self.said], after)
         self.halt.click(self.stop, None, None, queue=False, **PRIVATE)
         self.clear.click(lambda: ([], [], note("")), None, shown, queue=False, **PRIVATE)
 
-    def begin(self, request: gr.Request, model: str, message: str, before: Said, *values: Any) -> list[Any]:
-        """Take a message, or refuse it and leave it where it is."""
-        self.ask(request, [model], message, values)
+    def begin(
+        self, request: gr.Request, model: str, message: str, shown: Any, before: Said, *values: Any
+    ) -> list[Any]:
+        """Take a message, or refuse it and leave it where it is.
+
+        Args:
+            request: whose.
+            model: name of the one that shall answer.
+            message: the question.
+            shown: the conversation as the browser has it; only whether there is one is looked at.
+            before: the conversation.
+            values: of the settings.
+        """
+        if shown and not before:
+            raise as_toast(RazorError(FORGOTTEN))
+        self.ask(request, [model], message, values, before)
         box = gr.Textbox("", interactive=False)
         return [*self.keys(True), box, [*before, said("user", message)], note("waiting for its turn …")]
 
-    def write(self, request: gr.Request, before: Said) -> Iterator[Any]:
+    def write(self, request: gr.Request) -> Iterator[Any]:
         """Write the answer, piece by piece; with its first one, the question becomes part of the conversation."""
         question = self.taken(request)
-        now = [*before, said("user", question.message)]
-        kept = before
+        kept = list(question.before)
+        now = [*kept, said("user", question.message)]
         try:
-            for text, under in self.growing(question, question.models[0], before):
+            for text, under in self.growing(question, question.models[0]):
                 if text:
                     kept = [*now, said("assistant", text)]
                 yield kept, kept if text else now, under
@@ -85,8 +103,8 @@ class ChatTab(Tab):
             raise as_toast(error) from error
 
     def over(self, request: gr.Request, kept: Said) -> list[Any]:
-        """The answer has ended; a message that got none is the visitor's again."""
+        """The answer has ended, or will not come; a message that got none is the visitor's again."""
         question = self.desk.end(self.visitor(request))
         unanswered = question is not None and not question.answered
         box = gr.Textbox(question.message if question and unanswered else "", interactive=True)
-        return [*self.keys(False), box, kept]
+        return [*self.keys(False), box, kept, self.last_words(question)]

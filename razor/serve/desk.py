@@ -3,86 +3,29 @@
 Nothing here knows the browser or Gradio. At most two models are open at a time, as many as are compared; the one
 that was not used for longest makes room. A question is checked and kept when it is asked, and answered as it was
 kept: what a browser sends afterwards, when its turn has come, is not looked at. The page lets one answer be written
-at a time, so that the figures of two models are comparable.
+at a time, so that the figures of two models are comparable. Who asks and never comes back takes one of `KEPT`
+places for a while, and no more.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from razor.errors import RazorError
-from razor.serve.answer import Answer, Messages, Settings, conversation, said
-from razor.serve.engine import Engine
+from razor.serve.answer import Answer, conversation, said
+from razor.serve.engine import Engine, reason
 from razor.serve.found import Found, find_models
+from razor.serve.question import Limits, Question
 
 OPEN_MODELS = 2
 
+KEPT = 1000
+"""Questions that are kept until they are over: far more than can wait, so that only what was left behind goes."""
+
 Stamp = tuple[tuple[str, int, int, int], ...]
 """See `Found.stamp`."""
-
-
-@dataclass
-class Question:
-    """What a visitor asked, as it was when it was checked.
-
-    Attributes:
-        models: that shall answer, by name.
-        message: the question.
-        system: what they are told first; may be empty.
-        settings: how answers are drawn.
-        stop: set when no more is wanted.
-        taken: it is being answered, and will not be again.
-        answered: there is text of an answer.
-    """
-
-    models: tuple[str, ...]
-    message: str
-    system: str = ""
-    settings: Settings = field(default_factory=Settings)
-    stop: threading.Event = field(default_factory=threading.Event)
-    taken: bool = False
-    answered: bool = False
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a visitor may ask for.
-
-    Args:
-        max_prompt: characters of a message, and of the system prompt.
-        max_new_tokens: tokens of an answer.
-        queue: how many may wait.
-
-    Raises:
-        RazorError: a number below 1.
-    """
-
-    max_prompt: int = 4000
-    max_new_tokens: int = 1024
-    queue: int = 8
-
-    def __post_init__(self) -> None:
-        for key in ("max_prompt", "max_new_tokens", "queue"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise RazorError(f"{key}='{value}' must be a whole number, at least 1.")
-
-    def check(self, question: Question) -> None:
-        """Check a question, whatever the page let through.
-
-        Raises:
-            RazorError: it is empty, or something is over its limit.
-        """
-        if not question.message.strip():
-            raise RazorError("There is nothing to answer: write a message.")
-        for what, text in (("message", question.message), ("system prompt", question.system)):
-            if len(text) > self.max_prompt:
-                raise RazorError(f"The {what} has {len(text):,} characters; {self.max_prompt:,} are allowed.")
-        if question.settings.max_new_tokens > self.max_new_tokens:
-            raise RazorError(f"At most {self.max_new_tokens} new tokens can be asked for.")
 
 
 class Desk:
@@ -118,7 +61,8 @@ class Desk:
         """The model of a name, opened if it is not, and again if its files are others by now.
 
         Raises:
-            RazorError: it is gone, damaged, or cannot be run here; everything has been closed.
+            RazorError: it is gone, damaged, or cannot be run here (whatever kind of error says so); everything has
+                been closed.
         """
         with self._turn:
             if self._closed:
@@ -137,8 +81,14 @@ class Desk:
             while len(self._open) >= OPEN_MODELS:
                 self._open.pop(next(iter(self._open)))[1].close()
             stamp = found.stamp()  # before it is read: what changes meanwhile is another model
-            self._open[name] = stamp, self._load(found)
-            return self._open[name][1]
+            try:
+                engine = self._load(found)
+            except RazorError:
+                raise
+            except Exception as error:  # no memory, no right to read it: each library has its own
+                raise RazorError(f"The model '{name}' cannot be loaded: {reason(error)}") from error
+            self._open[name] = stamp, engine
+            return engine
 
     def begin(self, visitor: str, question: Question) -> None:
         """Take a question; from now on the visitor can stop it. One that they asked before is stopped.
@@ -150,10 +100,18 @@ class Desk:
         with self._guard:
             if self._closed:
                 raise RazorError("The playground is being closed.")
-            before = self._asked.pop(visitor, None)
+            gone = [self._asked.pop(visitor, None)]
+            while len(self._asked) >= KEPT:
+                gone.append(self._asked.pop(self._longest_left()))
             self._asked[visitor] = question
-        if before is not None:
-            before.stop.set()
+        for before in gone:
+            if before is not None:
+                before.stop.set()
+
+    def _longest_left(self) -> str:
+        """Whose question was asked first and is not being answered; else whose was asked first."""
+        waiting = (visitor for visitor, question in self._asked.items() if not question.taken)
+        return next(waiting, next(iter(self._asked)))
 
     def take(self, visitor: str) -> Question:
         """The visitor's question, to be answered now.
@@ -182,15 +140,12 @@ class Desk:
             question.stop.set()
         return question
 
-    def answer(
-        self, question: Question, name: str, before: Messages = ()
-    ) -> Iterator[tuple[Engine | None, Answer]]:
+    def answer(self, question: Question, name: str) -> Iterator[tuple[Engine | None, Answer]]:
         """The answer of a model to a question as it grows.
 
         Args:
             question: taken.
             name: of the model.
-            before: the conversation up to the question.
 
         Yields:
             Who answers, and the answer; nobody yet while the model is being loaded.
@@ -204,7 +159,7 @@ class Desk:
         yield None, Answer()
         engine = self.engine(name)
         yield engine, Answer()
-        asked = conversation(question.system, [*before, said("user", question.message)])
+        asked = conversation(question.system, [*question.before, said("user", question.message)])
         for answer in engine.answer(asked, question.settings, question.stop):
             question.answered = question.answered or answer.text != ""
             yield engine, answer

@@ -1,8 +1,9 @@
 """What answers in a chat: one interface over the runtimes.
 
 An engine holds one loaded model and gives one answer at a time. A thread of its own writes; whoever asked is handed
-the answer as it grows and may stop it between two tokens, or while the prompt is still being read. Any thread may
-close a model: its writer is stopped, and has left it, before the memory goes. The figures of an answer
+the answer as it grows and may stop it between two tokens, under llama.cpp also between two batches of a prompt that
+is still being read (Transformers reads a prompt in one go). Any thread may close a model: its writer is stopped,
+and has left it, before the memory goes; the next answer waits for it as well. The figures of an answer
 (`razor.serve.answer`) are taken with one clock for all runtimes, where a token leaves the model.
 """
 
@@ -92,7 +93,8 @@ class Engine(ABC):
         Closing the iterator stops it too. Stop is heard also while others are answered.
 
         Raises:
-            RazorError: the conversation is longer than the model reads, the runtime refuses, the model was closed.
+            RazorError: the conversation is longer than the model reads, the runtime refuses or fails (no memory,
+                numbers that are none), the model was closed.
         """
         writing = Writing(stop or threading.Event())
         if not self._take_turn(writing):
@@ -108,8 +110,23 @@ class Engine(ABC):
         while not writing.over:
             self._check_open()
             if self._turn.acquire(timeout=0.05):
-                return True
+                if self._nobody_writes():
+                    return True
+                self._turn.release()
         return False
+
+    def _nobody_writes(self) -> bool:
+        """Whether the last writer has left the model, who is told to; asked by whose turn it is.
+
+        Who asked before may have gone without waiting: a second Ctrl-C ends that wait too.
+        """
+        with self._guard:
+            writer = self._writer
+        if writer is not None and writer[0].is_alive():
+            writer[1].left.set()
+            self._interrupt()
+            writer[0].join(0.05)
+        return writer is None or not writer[0].is_alive()
 
     def _answer(self, messages: Messages, settings: Settings, writing: Writing) -> Iterator[Answer]:
         start = time.perf_counter()
@@ -138,8 +155,12 @@ class Engine(ABC):
         try:
             ended = self._write(messages, settings, writing)
             writing.pieces.put("stopped" if writing.over else ended)
-        except BaseException as error:  # told in the thread that asked
+        except RazorError as error:  # told in the thread that asked
             writing.pieces.put(error)
+        except BaseException as error:  # of the runtime, which has many kinds
+            told = RazorError(f"'{self.name}' cannot answer: {reason(error)}")
+            told.__cause__ = error
+            writing.pieces.put(told)
 
     def _growing(self, writing: Writing, start: float) -> Iterator[Answer]:
         text, tokens, first, last, counted = "", 0, None, start, 0
@@ -167,6 +188,11 @@ class Engine(ABC):
             yield Answer(text, tokens, seconds, speed, self.model_bytes, memory, ended)
             if ended:
                 return
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def resident_bytes() -> int:

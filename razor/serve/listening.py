@@ -55,16 +55,28 @@ def warn_if_open(host: str, protected: bool = False) -> None:
 
 @contextmanager
 def until_told() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; what they did before comes back at the end."""
+    """An event that Ctrl-C and SIGTERM set.
+
+    The second signal, which may come while things are being closed, does what it did before; so do all at the end.
+    """
     told = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def tell(*_: object) -> None:
+        told.set()
+        give_back()
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    for number in before:
+        signal.signal(number, tell)
     try:
         yield told
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        give_back()
 
 
 def wait(told: threading.Event) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from razor.errors import RazorError, did_you_mean
 from razor.export.manifest import check_files
-from razor.models.llama_server import KV_TYPES
+from razor.models.llama_process import check_apart
+from razor.models.llama_server import KV_TYPES, load_package
 from razor.serve.engine import Engine
 from razor.serve.found import KINDS, Found, find_models
 
@@ -82,13 +83,12 @@ def choose(run: Path, engine: str = "auto") -> Found:
 
 
 def load(found: Found, context: int = 4096, kv: str = "q8_0", threads: int | None = None) -> Engine:
-    """Check a model's files against their checksums, where it has some, and load it.
+    """Check that a model is whole, and load it.
 
     Raises:
         RazorError: damage, a missing package, or a file that the runtime cannot read.
     """
-    if found.manifest is not None:
-        check_files(found.manifest)
+    check_whole(found)
     if found.kind == "gguf":
         from razor.serve.llama_engine import LlamaEngine
 
@@ -96,6 +96,23 @@ def load(found: Found, context: int = 4096, kv: str = "q8_0", threads: int | Non
     from razor.serve.transformers_engine import TransformersEngine
 
     return TransformersEngine.open(found.path, found.name, found.kind == "packed")
+
+
+def check_whole(found: Found) -> None:
+    """Check a model's files against their checksums; a GGUF without one is tried in a process of its own.
+
+    llama.cpp checks much of a file, but aborts where it finds itself wrong, and would take this process with it.
+
+    Raises:
+        RazorError: damage, a file that must not be read, a missing package.
+    """
+    try:
+        known = check_files(found.manifest)["sha256"] if found.manifest is not None else {}
+    except OSError as error:
+        raise RazorError(f"'{error.filename or found.path}' cannot be read ({error.strerror}).") from error
+    if found.kind == "gguf" and found.path.name not in known:
+        load_package()
+        check_apart(found.path)
 
 
 def _nothing(run: Path, engine: str, found: list[Found]) -> str:

@@ -41,6 +41,11 @@ CSS = """
 }
 """
 
+API = "/gradio_api"
+NEEDED = ("app_id", "cancel", "heartbeat/", "info", "queue/", "reset", "run/", "startup-events", "theme.css")
+"""What the page asks of Gradio's interface. The rest (uploads, files and addresses that the server would fetch,
+calls of components, recordings) nobody needs here, so nobody gets it."""
+
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 
 
@@ -110,7 +115,7 @@ def build(desk: Desk) -> gr.Blocks:
 
 
 class Policy:
-    """ASGI middleware: tells browsers to ask nobody but this server.
+    """ASGI middleware: tells browsers to ask nobody but this server, and answers only what the page needs.
 
     Args:
         app: what answers.
@@ -120,7 +125,7 @@ class Policy:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, with the policy in its headers."""
+        """Answer a request, with the policy in its headers; 404 where the page needs no such thing."""
 
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -131,4 +136,19 @@ class Policy:
                 ]
             await send(message)
 
+        if scope["type"] == "http" and not needed(scope["path"]):
+            start = {
+                "type": "http.response.start",
+                "status": 404,
+                "headers": [(b"content-type", b"text/plain")],
+            }
+            await with_policy(start)
+            await send({"type": "http.response.body", "body": b"Not here."})
+            return
         await self.app(scope, receive, with_policy)
+
+
+def needed(path: str) -> bool:
+    """Whether the page needs what lies at a path."""
+    _, interface, rest = path.partition(API)
+    return not interface or (rest.startswith("/") and rest[1:].startswith(NEEDED))

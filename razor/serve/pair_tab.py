@@ -53,7 +53,7 @@ class PairTab(Tab):
         for trigger in (self.send.click, self.box.submit):
             begun = trigger(self.begin, asked, [*keys, *shown], **ASKING)
             written = begun.success(self.write, None, shown, **WRITING)
-            written.then(self.over, None, keys, queue=False, **PRIVATE)
+            self.afterwards(written, self.over, None, [*keys, self.lines[0]])
         self.halt.click(self.stop, None, None, queue=False, **PRIVATE)
         self.clear.click(lambda: ([], note(""), [], note("")), None, shown, queue=False, **PRIVATE)
 
@@ -63,7 +63,7 @@ class PairTab(Tab):
         return [*self.keys(True), [], note("waiting for its turn …"), [], note("")]
 
     def write(self, request: gr.Request) -> Iterator[Any]:
-        """Write the answer of the first model, then that of the second."""
+        """Write the answer of the first model, then that of the second; one that fails says so in its place."""
         question = self.taken(request)
         shown: list[Any] = [[], note(""), [], note("")]
         for place, model in zip((0, 2), question.models, strict=True):
@@ -77,5 +77,5 @@ class PairTab(Tab):
 
     def over(self, request: gr.Request) -> list[Any]:
         """Both have answered, or will not."""
-        self.desk.end(self.visitor(request))
-        return self.keys(False)
+        question = self.desk.end(self.visitor(request))
+        return [*self.keys(False), self.last_words(question)]

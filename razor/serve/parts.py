@@ -12,7 +12,7 @@ import gradio as gr
 
 from razor.errors import RazorError
 from razor.serve.answer import Answer, Settings
-from razor.serve.desk import Limits
+from razor.serve.question import Limits
 
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of every event: the page itself shows how far things are, and nobody else calls them."""

@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from razor.errors import RazorError
-from razor.serve.desk import Desk, Limits
+from razor.serve.desk import Desk
+from razor.serve.engine import reason
 from razor.serve.listening import check_address, until_told, wait, warn_if_open
 from razor.serve.opening import check_llama, load
+from razor.serve.question import Limits
+
+CONVERSATIONS = 1000
+"""Pages whose conversations are kept; who comes back after more have been loaded is told that theirs is gone."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,12 @@ class Playground:
         """Show the page until Ctrl-C or SIGTERM (or until `told`, which gets its address, returns).
 
         Raises:
-            RazorError: Gradio is missing, the port is taken, there are no models.
+            RazorError: Gradio is missing, the port is taken, there are no models, the page cannot be shown.
         """
         check_gradio()
         check_address(self.host, self.port)
+        if self.port:  # Gradio takes none that is taken there, whatever the host
+            check_address("127.0.0.1", self.port)
         desk = Desk(
             self.folder,
             self._limits(),
@@ -82,8 +89,12 @@ class Playground:
         print("stopped", flush=True)
 
     def _launch(self, desk: Desk) -> tuple[Any, str]:
-        """The page and its address."""
-        _quieten()
+        """The page and its address.
+
+        Raises:
+            RazorError: somebody else has taken the port by now, or the page cannot be reached from here.
+        """
+        _quieten(self.host)
         from starlette.middleware import Middleware
 
         from razor.serve.page import CSS, Policy, build, theme
@@ -91,25 +102,31 @@ class Playground:
         page = build(desk)
         page.queue(max_size=self.queue, default_concurrency_limit=1, api_open=False)
         port = self.port or _free_port(self.host)
-        _, address, _ = page.launch(
-            server_name=self.host,
-            server_port=port,
-            share=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            ssr_mode=False,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            pwa=False,
-            state_session_capacity=100,
-            max_file_size="1mb",
-            app_kwargs={"middleware": [Middleware(Policy)]},
-            theme=theme(),
-            css=CSS,
-        )
-        return page, address
+        try:
+            page.launch(
+                server_name=f"[{self.host}]" if ":" in self.host else self.host,
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                ssr_mode=False,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                pwa=False,
+                state_session_capacity=CONVERSATIONS,
+                max_file_size="1mb",
+                app_kwargs={"middleware": [Middleware(Policy)]},
+                theme=theme(),
+                css=CSS,
+            )
+        except Exception as error:  # of sockets, of httpx, and plain ones of Gradio's own
+            page.close(verbose=False)
+            raise RazorError(
+                f"The page cannot be shown on port={port} of host={self.host}: {reason(error)}"
+            ) from error
+        return page, str(page.local_url).replace("[::]", "[::1]")  # as seen from here
 
 
 def check_gradio() -> None:
@@ -122,12 +139,12 @@ def check_gradio() -> None:
         raise RazorError("The playground needs Gradio: pip install 'razor-qad[playground]'.")
 
 
-def _quieten() -> None:
+def _quieten(host: str) -> None:
     """Before Gradio is imported: no word to anybody else, and it asks this machine itself, not a proxy."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     for key in ("NO_PROXY", "no_proxy"):
         words = [word for word in os.environ.get(key, "").split(",") if word]
-        os.environ[key] = ",".join(dict.fromkeys([*words, "127.0.0.1", "localhost"]))
+        os.environ[key] = ",".join(dict.fromkeys([*words, "127.0.0.1", "localhost", host]))
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from razor.errors import RazorError
-from razor.export.manifest import check_files
 from razor.serve.listening import check_address, warn_if_open
-from razor.serve.opening import check_llama, choose
+from razor.serve.opening import check_llama, check_whole, choose
 
 if TYPE_CHECKING:
     from razor.models.llama_server import LlamaServer
@@ -38,7 +37,8 @@ class Serving:
         kv: how keys and values are kept.
         threads: of the computation; None: the cores there are.
         name: what clients call the model; None: its file's name.
-        origins: web pages that a browser lets ask; None: only the server's own.
+        origins: web pages whose scripts a browser lets read the answers; None: the server's own alone. It keeps
+            nobody from asking; a key does.
         api_key: demanded of clients; None: nothing is.
         key_name: the environment variable that holds it, for the example that is printed.
 
@@ -71,8 +71,7 @@ class Serving:
         """
         check_address(self.host, self.port)
         found = choose(self.run, "llama_cpp")
-        if found.manifest is not None:
-            check_files(found.manifest)
+        check_whole(found)
         warn_if_open(self.host, self.api_key is not None)
         from razor.models.llama_server import LlamaServer
 

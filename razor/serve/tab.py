@@ -1,20 +1,22 @@
 """What both tabs of the playground do: take a question, show how its answer grows, stop it, and be ready again.
 
 A question goes begin, write, over. The desk keeps what was asked when it began; `write` reads it there, not in what
-the browser sends once its turn has come. `over` comes whatever became of it.
+the browser sends once its turn has come. `over` comes once, whatever became of it: answered, failed, or refused by
+the queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import gradio as gr
 
 from razor.errors import RazorError
 from razor.serve.answer import Messages
-from razor.serve.desk import Desk, Question
-from razor.serve.parts import SettingsPanel, as_toast, figures, note
+from razor.serve.desk import Desk
+from razor.serve.parts import PRIVATE, SettingsPanel, as_toast, figures, note
+from razor.serve.question import Question
 
 
 class Tab:
@@ -34,7 +36,24 @@ class Tab:
         """Who asks in this tab: a page of a browser, as it was loaded."""
         return f"{request.session_hash}/{cls.id}"
 
-    def ask(self, request: gr.Request, models: Sequence[str], message: str, values: Sequence[Any]) -> None:
+    @staticmethod
+    def afterwards(written: Any, over: Callable[..., list[Any]], given: Any, shown: list[Any]) -> None:
+        """Let `over` follow the event that writes: Gradio's page knows either a success or a failure of an event.
+
+        `then` would not do: what follows that way waits for ever where the event failed, or never got into the
+        queue.
+        """
+        for follow in (written.success, written.failure):
+            follow(over, given, shown, queue=False, **PRIVATE)
+
+    def ask(
+        self,
+        request: gr.Request,
+        models: Sequence[str],
+        message: str,
+        values: Sequence[Any],
+        before: Messages = (),
+    ) -> None:
         """Take a question, or refuse it and say why.
 
         Args:
@@ -42,10 +61,11 @@ class Tab:
             models: names of those that shall answer.
             message: the question.
             values: of the controls of a `SettingsPanel`.
+            before: the conversation up to the question.
         """
         try:
             system, settings = SettingsPanel.read(values)
-            self.desk.begin(self.visitor(request), Question(tuple(models), message, system, settings))
+            self.desk.begin(self.visitor(request), Question(tuple(models), message, system, settings, before))
         except RazorError as error:
             raise as_toast(error) from error
 
@@ -56,13 +76,13 @@ class Tab:
         except RazorError as error:
             raise as_toast(error) from error
 
-    def growing(self, question: Question, model: str, before: Messages = ()) -> Iterator[tuple[str, str]]:
+    def growing(self, question: Question, model: str) -> Iterator[tuple[str, str]]:
         """Text of an answer so far, and what is said beneath it, from loading to the last figures.
 
         Raises:
             RazorError: see `Desk.answer`.
         """
-        for engine, answer in self.desk.answer(question, model, before):
+        for engine, answer in self.desk.answer(question, model):
             if answer.tokens or answer.ended:
                 yield answer.text, figures(answer, "" if engine is None else engine.runtime)
             else:
@@ -75,6 +95,11 @@ class Tab:
     def leave(self, request: gr.Request) -> None:
         """The visitor has closed the page."""
         self.desk.end(self.visitor(request))
+
+    @staticmethod
+    def last_words(question: Question | None) -> Any:
+        """What is said beneath an answer in the end: as it is, or nothing where its turn never came."""
+        return gr.skip() if question is not None and question.taken else note("")
 
     @staticmethod
     def keys(running: bool) -> list[Any]:

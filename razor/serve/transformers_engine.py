@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from razor.errors import RazorError
 from razor.serve.answer import Messages, Settings
-from razor.serve.engine import Engine, Writing
+from razor.serve.engine import Engine, Writing, reason
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class TransformersEngine(Engine):
         except RazorError:
             raise
         except Exception as error:  # of safetensors, tokenizers, Transformers: each has its own
-            raise RazorError(f"Transformers cannot load '{folder}': {_reason(error)}") from error
+            raise RazorError(f"Transformers cannot load '{folder}': {reason(error)}") from error
         return cls(model.eval(), tokenizer, name)
 
     def _write(self, messages: Messages, settings: Settings, writing: Writing) -> str:
@@ -88,7 +88,7 @@ class TransformersEngine(Engine):
                 enable_thinking=settings.thinking,
             )
         except TemplateError as error:  # a template may refuse, as some do a system prompt, or be wrong
-            raise RazorError(f"The chat template of '{self.name}' fails: {_reason(error)}") from error
+            raise RazorError(f"The chat template of '{self.name}' fails: {reason(error)}") from error
 
     def _context(self) -> int:
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
@@ -118,10 +118,6 @@ def _load(folder: Path, packed: bool) -> tuple[PreTrainedModel, PreTrainedTokeni
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def tensor_bytes(model: torch.nn.Module) -> int:

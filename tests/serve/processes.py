@@ -7,10 +7,50 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+LIMIT = 300.0
+"""Seconds that a process may take to begin or to end on a busy machine."""
+
+
+class Heard:
+    """What a stream says, read by a thread of its own: a pipe that is full would make its writer wait.
+
+    Args:
+        stream: of a process.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.text, self.over = "", False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            with self._news:
+                self.text += line
+                self._news.notify_all()
+        with self._news:
+            self.over = True
+            self._news.notify_all()
+
+    def until(self, words: str) -> str:
+        """Everything up to the end of the line that holds words; all there is where that line never comes."""
+        with self._news:
+            self._news.wait_for(lambda: words in self.text or self.over, LIMIT)
+            before, found, after = self.text.partition(words)
+        return before + found + after.partition("\n")[0] + "\n" if found else self.text
+
+    def whole(self) -> str:
+        """Everything, once it is over."""
+        self._thread.join(LIMIT)
+        return self.text
 
 
 class Started:
@@ -35,13 +75,12 @@ class Started:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert self.process.stdout is not None
-        self.said = ""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        self._out, self._err = Heard(self.process.stdout), Heard(self.process.stderr)
         try:
-            while self.told not in self.said and (line := self.process.stdout.readline()):
-                self.said += line
+            self.said = self._out.until(self.told)
             found = re.search(r"http://127\.0\.0\.1:(\d+)", self.said)
-            assert found, self.said + str(self.process.stderr and self.process.stderr.read())
+            assert found, self.said + self._err.text
         except BaseException:
             self.kill()
             raise
@@ -50,17 +89,18 @@ class Started:
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         """Send a signal; exit code, and what it said afterwards."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=120)
-        return self.process.returncode, out, err
+        code = self.process.wait(LIMIT)
+        return code, self._out.whole().removeprefix(self.said), self._err.whole()
 
     def kill(self) -> None:
         """End it, if it has not."""
         if self.process.poll() is None:
             self.process.kill()
-        for stream in (self.process.stdout, self.process.stderr):
+        self.process.wait()
+        for heard, stream in ((self._out, self.process.stdout), (self._err, self.process.stderr)):
+            heard.whole()
             if stream is not None:
                 stream.close()
-        self.process.wait()
 
     def __enter__(self) -> Any:
         return self
@@ -69,10 +109,14 @@ class Started:
         self.kill()
 
 
-class Served(Started):
+class Serving(Started):
     """`razor serve`."""
 
     verb, told = "serve", "-d '"
+
+
+class Served(Serving):
+    """`razor serve` of a model."""
 
     def __init__(self, run: Path, *words: str, **environment: str) -> None:
         super().__init__(f"run={run}", "context=1024", *words, **environment)

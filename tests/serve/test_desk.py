@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from razor.errors import RazorError
+from razor.serve import desk as module
 from razor.serve.answer import Settings, conversation
-from razor.serve.desk import Desk, Limits, Question
+from razor.serve.desk import Desk
 from razor.serve.engine import Writing
 from razor.serve.found import Found
+from razor.serve.question import Limits, Question
 from tests.serve.scripted import Scripted, endless, in_turn, saying
 
 ASKED = [{"role": "user", "content": "Hello"}]
@@ -88,6 +90,25 @@ def test_a_model_that_was_written_again_is_opened_again(desk: Desk, shelf: Shelf
     assert desk.engine("packed") is not before
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(PermissionError(13, "Permission denied"), "Permission denied"), (MemoryError(), "MemoryError")],
+)
+def test_what_cannot_be_loaded_is_told_in_a_line(
+    desk: Desk, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def load(found: Found) -> Scripted:
+        raise error
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(RazorError, match=f"'a.gguf' cannot be loaded: .*{told}"),
+    ):
+        patch.setattr(desk, "_load", load)
+        desk.engine("a.gguf")
+    assert desk.engine("a.gguf").name == "a.gguf" and shelf.open == ["a.gguf"]
+
+
 def test_nothing_to_talk_to(tmp_path: Path, shelf: Shelf) -> None:
     with pytest.raises(RazorError, match="holds no model to talk to"):
         Desk(tmp_path / "runs", Limits(), shelf.load)
@@ -113,12 +134,12 @@ def test_questions_over_their_limits(desk: Desk) -> None:
 
 def test_a_question_is_answered_as_it_was_asked_and_once(desk: Desk, shelf: Shelf) -> None:
     asked = question("hi", "Be brief.", 7)
+    asked.before = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
     desk.begin("me", asked)
     assert desk.take("me") is asked
     with pytest.raises(RazorError, match="no question"):
         desk.take("me")
-    before = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
-    *_, (engine, last) = desk.answer(asked, "a.gguf", before)
+    *_, (engine, last) = desk.answer(asked, "a.gguf")
     assert engine is shelf.made[0] and last.text == "xy" and asked.answered
     ((found, settings),) = shelf.made[0].asked
     assert [one["content"] for one in found] == ["Be brief.", "1", "2", "hi"]
@@ -131,6 +152,24 @@ def test_who_asks_again_ends_what_was_asked_before(desk: Desk) -> None:
     desk.begin("me", first)
     desk.begin("me", second)
     assert first.stop.is_set() and not second.stop.is_set() and desk.take("me") is second
+
+
+def test_questions_that_were_left_behind_make_room(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many may ask and never come for an answer; who is being answered is not who goes."""
+    monkeypatch.setattr(module, "KEPT", 3)
+    asked = {name: question() for name in "abcde"}
+    for name in "abc":
+        desk.begin(name, asked[name])
+    assert desk.take("a") is asked["a"]
+    desk.begin("d", asked["d"])
+    desk.begin("e", asked["e"])
+    assert [name for name, one in asked.items() if one.stop.is_set()] == ["b", "c"]
+    with pytest.raises(RazorError, match="no question"):
+        desk.take("b")
+    for name in "de":
+        assert desk.take(name) is asked[name]
+    desk.begin("f", question())  # all are being answered: the first one goes
+    assert asked["a"].stop.is_set() and not asked["d"].stop.is_set()
 
 
 def test_a_question_without_a_word_of_an_answer_has_none(desk: Desk, shelf: Shelf) -> None:

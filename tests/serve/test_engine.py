@@ -12,7 +12,7 @@ import pytest
 from razor.errors import RazorError
 from razor.serve.answer import Answer, Settings
 from razor.serve.engine import Writing, resident_bytes
-from tests.serve.scripted import Scripted, endless, failing, saying
+from tests.serve.scripted import Scripted, endless, failing, in_turn, saying
 
 ASKED = [{"role": "user", "content": "Hello"}]
 
@@ -97,6 +97,28 @@ def test_what_goes_wrong_is_told_to_the_one_who_asked() -> None:
     assert whole(engine).text == "1"
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("probability tensor\n contains nan"),
+            "'scripted' cannot answer: probability tensor contains",
+        ),
+        (MemoryError(), "'scripted' cannot answer: MemoryError"),
+    ],
+)
+def test_what_a_runtime_throws_is_told_in_a_line(error: Exception, told: str) -> None:
+    def script(writing: Writing) -> str:
+        raise error
+
+    engine = Scripted(script)
+    with pytest.raises(RazorError, match=told) as caught:
+        whole(engine)
+    assert caught.value.__cause__ is error
+    engine.script = saying("1")
+    assert whole(engine).text == "1"
+
+
 def test_closing_waits_for_the_writer_but_not_for_the_reader() -> None:
     """Who reads an answer may never come back for more; memory is given back when nobody writes into it."""
     engine = Scripted(endless())
@@ -122,11 +144,53 @@ def test_closing_tells_those_who_wait_for_their_turn() -> None:
 
     growing = engine.answer(ASKED, Settings())
     next(growing)
-    waiting = threading.Thread(target=wait)
+    waiting, waits = threading.Thread(target=wait, daemon=True), threading.Event()
+    check = engine._check_open
+
+    def looks() -> None:
+        check()
+        if threading.current_thread() is waiting:
+            waits.set()  # it was open: from here on it waits
+
+    engine._check_open = looks  # type: ignore[method-assign]
     waiting.start()
+    assert waits.wait(60)
     engine.close()
     waiting.join(60)
     assert told == ["'scripted' was closed."] and len(engine.asked) == 1
+
+
+def test_who_left_without_waiting_leaves_no_second_writer() -> None:
+    """A second Ctrl-C ends the wait for the writer that the first one told to stop."""
+    gone, nudged, together = threading.Event(), threading.Event(), []
+
+    def stubborn(writing: Writing) -> str:
+        writing.put("x", 1)
+        gone.wait(60)
+        return "end"
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def polite(writing: Writing) -> str:
+        together.append(engine.writers)
+        return "end"
+
+    engine = Scripted(in_turn([stubborn, polite]))
+    growing = engine.answer(ASKED, Settings())
+    next(growing)
+    engine._interrupt = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        growing.close()
+    assert engine.writers == 1  # it writes on
+    engine._interrupt = nudged.set  # type: ignore[method-assign]
+    found: list[Answer] = []
+    following = threading.Thread(target=lambda: found.extend(engine.answer(ASKED, Settings())))
+    following.start()
+    assert nudged.wait(60) and len(engine.asked) == 1
+    gone.set()
+    following.join(60)
+    assert together == [1] and found[-1].ended == "end"
 
 
 def test_stop_is_heard_while_others_are_answered() -> None:
@@ -169,6 +233,8 @@ def test_one_answer_at_a_time() -> None:
         ("max_new_tokens", True),
         ("temperature", -1),
         ("temperature", "hot"),
+        ("temperature", 0.001),
+        ("temperature", float("nan")),
         ("top_p", 0),
         ("top_p", 1.5),
         ("seed", -1),

@@ -10,6 +10,7 @@ import pytest
 
 from razor.errors import RazorError
 from razor.export.manifest import write_manifest
+from razor.models.llama_process import LlamaCrash
 from razor.serve import opening
 from razor.serve.found import find_models
 from razor.serve.opening import check_llama, choose, load, open_engine
@@ -113,6 +114,62 @@ def test_damage_is_told_when_a_model_is_opened(runs: Path) -> None:
     assert file.name in {one.path.name for one in find_models(runs)}
     with pytest.raises(RazorError, match=r"manifest.json' is damaged"):
         load(choose(file))
+
+
+def test_a_gguf_that_no_manifest_knows_is_tried_in_another_process(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp aborts on some, and would take the page and everybody's conversations with it."""
+    tried: list[str] = []
+
+    def crash(path: Path) -> None:
+        tried.append(path.name)
+        raise LlamaCrash(f"llama.cpp crashed on '{path}'")
+
+    monkeypatch.setattr(opening, "check_apart", crash)
+    monkeypatch.setattr(opening, "load_package", lambda: None)
+    found = {one.name: one for one in find_models(runs)}
+    with pytest.raises(RazorError, match=r"crashed on .*else\.gguf"):
+        load(found["else.gguf"])
+    with pytest.raises(RazorError, match=r"crashed on .*else\.gguf"):
+        Serving(runs / "else.gguf", port=0).start()
+    gguf(runs / "a" / "exports" / "gguf" / "added.gguf")  # later, beside what its manifest lists
+    (added,) = (one for one in find_models(runs) if one.path.name == "added.gguf")
+    with pytest.raises(RazorError, match=r"crashed on .*added\.gguf"):
+        load(added)
+    assert tried == ["else.gguf", "else.gguf", "added.gguf"]
+    opening.check_whole(found["a/exports/gguf/tiny.gguf"])
+    opening.check_whole(found["b/packed"])
+    assert len(tried) == 3
+
+
+def test_a_gguf_that_llama_cpp_aborts_on_ends_in_an_error_here(tmp_path: Path) -> None:
+    """Two tokens of its vocabulary are the same."""
+    pytest.importorskip("xllamacpp")
+    from razor.export.gguf import GGUF
+    from razor.quant import Integer
+    from tests.export.gguf_models import WIDE, packed_in
+
+    def token(text: bytes) -> bytes:
+        return len(text).to_bytes(8, "little") + text
+
+    GGUF(runtime=False).write(packed_in(tmp_path, WIDE, Integer(4, 32)), tmp_path)
+    (path,) = tmp_path.glob("*.gguf")
+    whole = path.read_bytes()
+    broken = whole.replace(token(b"a") + token(b"b"), token(b"a") * 2)
+    assert broken != whole
+    path.write_bytes(broken)
+    with pytest.raises(RazorError, match=r"llama\.cpp .*\.gguf'"):
+        open_engine(path, "llama_cpp")
+
+
+def test_what_must_not_be_read_is_told_in_a_line(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "tiny.gguf"))
+
+    monkeypatch.setattr(opening, "check_files", forbidden)
+    with pytest.raises(RazorError, match=r"tiny\.gguf' cannot be read \(Permission denied\)"):
+        load(choose(runs / "a" / "exports" / "gguf" / "tiny.gguf"))
 
 
 def test_gguf_goes_first_where_llama_cpp_is(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,15 @@ from razor.serve.listening import check_address, is_local, until_told, wait, war
 
 
 def test_a_taken_port_is_said_and_a_free_one_stays_free() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as ours:  # has the port, so that nobody else gets it, and lets others have it too
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.bind(("127.0.0.1", 0))
+        port = ours.getsockname()[1]
+        check_address("127.0.0.1", port)
+        check_address("127.0.0.1", port)
+        ours.listen()  # which would fail, were the port in use
         with pytest.raises(RazorError, match=f"port={port} of host=127.0.0.1 is taken"):
             check_address("127.0.0.1", port)
-    check_address("127.0.0.1", port)
-    check_address("127.0.0.1", port)
     check_address("0.0.0.0", 0)
 
 
@@ -65,3 +66,21 @@ def test_signals_end_the_wait_and_are_given_back(number: int) -> None:
         threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
         wait(told)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_does_what_it_did_before(first: int, second: int) -> None:
+    """Closing may take long, and who asks for the end again means it."""
+    heard: list[int] = []
+    before = signal.signal(second, lambda number, _: heard.append(number))
+    try:
+        with until_told() as told:
+            signal.raise_signal(first)
+            assert told.is_set() and heard == []
+            signal.raise_signal(second)
+            assert heard == [second]
+        signal.raise_signal(second)
+        assert heard == [second] * 2
+    finally:
+        signal.signal(second, before)

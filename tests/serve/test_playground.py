@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from razor.serve import playground
-from tests.serve.browser import BARE, CHROMIUM, Pictures, ask, choose, finished, opened, picture, shoot
+from tests.serve.browser import Pictures, ask, choose, finished, opened, picture, shoot
 from tests.serve.processes import ROOT, Shown
 
 
@@ -69,18 +69,6 @@ def shown(real_gguf: Path, packed: Path, tmp_path_factory: pytest.TempPathFactor
     assert "Traceback" not in err, err
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with (
-        sync_api.sync_playwright() as driver,
-        driver.chromium.launch(executable_path=CHROMIUM, args=BARE) as chromium,
-    ):
-        yield chromium
-
-
 @pytest.fixture
 def page(browser: Any, shown: Shown) -> Iterator[Any]:
     """The page, freshly loaded."""
@@ -114,19 +102,6 @@ def test_a_message_is_answered_piece_by_piece_with_figures(page: Any) -> None:
     )  # Gradio's own bin, which knows no conversation
     page.click("#clear")
     page.wait_for_selector("#talk .bot", state="detached")
-
-
-@pytest.mark.slow
-def test_stop(page: Any) -> None:
-    choose(page, "model", "SmolLM2")
-    ask(page, "Write a very long story about the sea and all the animals that live in it.")
-    page.wait_for_selector("#talk .bot")
-    page.click("#stop")
-    finished(page)
-    assert "stopped" in page.inner_text("#figures")
-    ask(page, "Say yes.")  # and on it goes
-    finished(page)
-    assert "stopped" not in page.inner_text("#figures")
 
 
 @pytest.mark.slow

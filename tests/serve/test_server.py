@@ -19,6 +19,7 @@ import pytest
 from razor.cli import talk
 from razor.errors import RazorError
 from razor.models.llama_server import LOCAL
+from razor.models.llama_stream import Stream
 from razor.serve.server import Serving
 from tests.serve.processes import Served
 
@@ -183,19 +184,26 @@ def test_openai_client_is_told_what_does_not_fit(client: Any) -> None:
 
 
 @pytest.mark.slow
-def test_two_at_once(client: Any) -> None:
-    found: list[str] = []
+def test_two_at_once(client: Any, served: Served) -> None:
+    """A short answer comes while a long one is still being written."""
+    body = {"prompt": "Once", "n_predict": 900, "ignore_eos": True, "stream": True}
+    long = Stream(served.url, "/completion", body, {"Content-Type": "application/json"})
+    begun, over = threading.Event(), threading.Event()
 
-    def ask() -> None:
+    def read() -> None:
+        for _ in long:
+            begun.set()
+        over.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert begun.wait(120)
         done = client.chat.completions.create(model="any", messages=QUESTION, max_tokens=8, temperature=0)
-        found.append(done.choices[0].message.content)
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 2 and all("Berlin" in text for text in found)
+        assert "Berlin" in done.choices[0].message.content and not over.is_set()
+    finally:
+        long.close()
+        reader.join(120)
 
 
 @pytest.mark.slow

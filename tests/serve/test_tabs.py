@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from razor.serve.answer import Answer, said
-from razor.serve.desk import Desk, Limits
+from razor.serve.desk import Desk
 from razor.serve.engine import Writing
 from razor.serve.found import Found
+from razor.serve.question import Limits
 from tests.serve.scripted import Scripted, endless, failing, in_turn, saying, silent
 
 gr = pytest.importorskip("gradio")
@@ -56,10 +57,10 @@ def room(tmp_path: Path) -> Iterator[Room]:
 
 def ask(tab: ChatTab, message: str, before: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[Any]]:
     """A question from begin to over: the conversation afterwards, and what `over` shows."""
-    tab.begin(ME, "a.gguf", message, before, *values())
+    tab.begin(ME, "a.gguf", message, before, before, *values())
     kept = before
     try:
-        for step in tab.write(ME, before):
+        for step in tab.write(ME):
             kept = step[0]
     except gr.Error:
         pass
@@ -68,16 +69,16 @@ def ask(tab: ChatTab, message: str, before: list[dict[str, str]]) -> tuple[list[
 
 def test_a_conversation(room: Room) -> None:
     tab = ChatTab(room.desk, NAMES)
-    keys = tab.begin(ME, "a.gguf", "Hello", [], *values(system="Be brief."))
+    keys = tab.begin(ME, "a.gguf", "Hello", [], [], *values(system="Be brief."))
     *_, box, shown, note = keys
     assert box.value == "" and shown == [said("user", "Hello")] and "waiting" in note
-    steps = list(tab.write(ME, []))
+    steps = list(tab.write(ME))
     assert [kept for kept, *_ in steps[:2]] == [[], []]  # nothing is part of it before it is answered
     assert "loading a.gguf" in steps[0][2] and "reading" in steps[1][2] and steps[1][1] == shown
     whole = [said("user", "Hello"), said("assistant", "fine")]
     assert steps[-1][:2] == (whole, whole) and "<b>1</b> token" in steps[-1][2]
     over = tab.over(ME, whole)
-    assert over[-1] == whole and over[-2].value == "" and over[-2].interactive
+    assert over[-2] == whole and over[-3].value == "" and over[-3].interactive
     room.made[0].script = saying("yes")
     kept, _ = ask(tab, "And?", whole)
     assert [one["content"] for one in kept] == ["Hello", "fine", "And?", "yes"]
@@ -91,7 +92,7 @@ def test_a_question_without_an_answer_is_dropped_and_given_back(room: Room, scri
     tab = ChatTab(room.desk, NAMES)
     first, _ = ask(tab, "one", [])
     second, over = ask(tab, "two", first)
-    assert second == first and over[-1] == first and over[-2].value == "two"
+    assert second == first and over[-2] == first and over[-3].value == "two"
     third, _ = ask(tab, "three", second)
     assert [one["content"] for one in third] == ["one", "fine", "three", "yes"]
     assert room.made[0].asked[-1][0] == third[:3]
@@ -101,9 +102,9 @@ def test_stop_before_the_first_token(room: Room) -> None:
     begun = threading.Event()
     room.script = silent(begun)
     tab = ChatTab(room.desk, NAMES)
-    tab.begin(ME, "a.gguf", "Hello", [], *values())
+    tab.begin(ME, "a.gguf", "Hello", [], [], *values())
     found: list[Any] = []
-    writing = threading.Thread(target=lambda: found.extend(tab.write(ME, [])))
+    writing = threading.Thread(target=lambda: found.extend(tab.write(ME)))
     writing.start()
     assert begun.wait(60)
     tab.stop(ME)
@@ -111,7 +112,7 @@ def test_stop_before_the_first_token(room: Room) -> None:
     kept, shown, note = found[-1]
     assert kept == [] and shown == [said("user", "Hello")] and "stopped" in note
     over = tab.over(ME, kept)
-    assert over[-1] == [] and over[-2].value == "Hello"
+    assert over[-2] == [] and over[-3].value == "Hello"
 
 
 def test_an_answer_that_breaks_off_keeps_what_there_was(room: Room) -> None:
@@ -121,7 +122,30 @@ def test_an_answer_that_breaks_off_keeps_what_there_was(room: Room) -> None:
 
     room.script = script
     kept, over = ask(ChatTab(room.desk, NAMES), "Hello", [])
-    assert kept == [said("user", "Hello"), said("assistant", "half")] and over[-2].value == ""
+    assert kept == [said("user", "Hello"), said("assistant", "half")] and over[-3].value == ""
+
+
+def test_a_question_whose_turn_never_came_is_given_back(room: Room) -> None:
+    """As where the queue has refused to let it be written."""
+    tab, pair = ChatTab(room.desk, NAMES), PairTab(room.desk, NAMES)
+    tab.begin(ME, "a.gguf", "Hello", [], [], *values())
+    *_, box, shown, figures = tab.over(ME, [])
+    assert box.value == "Hello" and shown == [] and "waiting" not in figures
+    pair.begin(ME, *NAMES, "Hello", *values())
+    assert "waiting" not in pair.over(ME)[-1]
+    for again in (tab, pair):
+        with pytest.raises(gr.Error, match="There is no question to answer"):
+            again.taken(ME)
+
+
+def test_a_conversation_that_is_shown_and_not_known_is_told(room: Room) -> None:
+    """Only so many are kept, and none over a new start; the page would begin anew without a word."""
+    tab = ChatTab(room.desk, NAMES)
+    shown = [said("user", "Hello"), said("assistant", "fine")]
+    with pytest.raises(gr.Error, match="not known here any more"):
+        tab.begin(ME, "a.gguf", "And?", shown, [], *values())
+    assert room.desk.end(tab.visitor(ME)) is None
+    tab.begin(ME, "a.gguf", "And?", [], [], *values())  # after Clear
 
 
 def test_limits_hold_whatever_the_page_lets_through(room: Room) -> None:
@@ -138,10 +162,10 @@ def test_limits_hold_whatever_the_page_lets_through(room: Room) -> None:
         (" ", values(), "nothing to answer"),
     ):
         with pytest.raises(gr.Error, match=expected):
-            tab.begin(ME, "a.gguf", message, [], *given)
+            tab.begin(ME, "a.gguf", message, [], [], *given)
         with pytest.raises(gr.Error, match=expected):
             pair.begin(ME, *NAMES, message, *given)
-    for write in (lambda: tab.write(ME, []), lambda: pair.write(ME)):
+    for write in (lambda: tab.write(ME), lambda: pair.write(ME)):
         with pytest.raises(gr.Error, match="There is no question to answer"):
             list(write())
     assert room.made == []
@@ -149,10 +173,10 @@ def test_limits_hold_whatever_the_page_lets_through(room: Room) -> None:
 
 def test_a_question_is_written_once(room: Room) -> None:
     tab = ChatTab(room.desk, NAMES)
-    tab.begin(ME, "a.gguf", "Hello", [], *values(tokens=9))
-    list(tab.write(ME, []))
+    tab.begin(ME, "a.gguf", "Hello", [], [], *values(tokens=9))
+    list(tab.write(ME))
     with pytest.raises(gr.Error, match="There is no question to answer"):
-        list(tab.write(ME, []))
+        list(tab.write(ME))
     ((_, settings),) = room.made[0].asked
     assert settings.max_new_tokens == 9
 
@@ -191,8 +215,8 @@ def test_one_side_fails_and_the_other_answers(room: Room) -> None:
 def test_who_leaves_the_page_wants_no_more(room: Room) -> None:
     room.script = endless()
     tab = ChatTab(room.desk, NAMES)
-    tab.begin(ME, "a.gguf", "Hello", [], *values())
-    for _, _, note in tab.write(ME, []):
+    tab.begin(ME, "a.gguf", "Hello", [], [], *values())
+    for _, _, note in tab.write(ME):
         if "<b>1</b> token" in note:
             tab.leave(ME)
     assert "stopped" in note

@@ -131,10 +131,25 @@ def test_damage_without_checksums_is_told_in_a_line(packed: Path, tmp_path: Path
         TransformersEngine.open(tmp_path, "dense", packed=False)
 
 
-def test_closing_while_it_writes(packed: Path) -> None:
+def test_closing_while_it_writes(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TransformersEngine.open(packed, "tiny", packed=True)
+    engine.model.generation_config.eos_token_id = None  # only being told to ends it
+    monkeypatch.setattr(engine, "_context", lambda: 1 << 30)
     growing = engine.answer(ASKED, Settings(max_new_tokens=100_000, temperature=0))
     next(growing)
     engine.close()  # and the reader has not come back
     assert engine.model is None
-    assert list(growing)[-1].ended in ("stopped", "end", "length")
+    last = list(growing)[-1]
+    assert last.ended == "stopped" and last.tokens < 100_000
+
+
+def test_numbers_that_are_none_are_told_in_a_line(packed: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(packed)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).eval()
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(RazorError, match=r"'broken' cannot answer: .*nan"):
+        last(TransformersEngine(model, tokenizer, "broken"))
