@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import socket
 import subprocess
 import sys
@@ -41,14 +40,12 @@ def test_size_gives_the_ratios_of_the_paper(
     assert found["ratio_disk"] == pytest.approx(2 * found["parameters"] / found["bytes_disk"], rel=1e-3)
 
 
-def test_size_as_a_command_is_quick_and_prints_nothing_else() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    words = ["size", "model=qwen3_0p6b", "quant=mixed_2p79", "json=true"]
+def test_size_as_a_command_needs_no_weights_and_prints_nothing_else() -> None:
+    """The 140 GB of this model would fit nowhere."""
+    words = ["size", "model=llama3_70b", "quant=mixed_2p79", "json=true"]
     done = subprocess.run([sys.executable, "-m", "razor", *words], cwd=ROOT, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0 and done.stderr == ""
     assert list(json.loads(done.stdout)) == SIZE_KEYS and done.stdout.count("\n") == 1
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
 def test_size_for_people(razor: Callable[..., Any]) -> None:

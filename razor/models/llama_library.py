@@ -97,13 +97,19 @@ def _named(folder: Path, *names: str) -> list[Path]:
     return [found[0] for found in called if found]
 
 
-@cache
 def load_library() -> ctypes.CDLL:
     """llama.cpp, loaded once, its messages kept and not printed.
 
     Raises:
         RazorError: see `find_library`; or it cannot be loaded, or lacks functions.
     """
+    library = _loaded()
+    library.llama_log_set(_listen, None)  # again: a server of this process may have taken them
+    return library
+
+
+@cache
+def _loaded() -> ctypes.CDLL:
     path = find_library()
     try:
         if path.is_dir():  # whose parts have to find each other
@@ -115,7 +121,7 @@ def load_library() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RazorError(f"llama.cpp in '{path}' cannot be used: {reason}") from error
-    library.llama_log_set(_listen, None)
+    library.llama_log_set(_listen, None)  # before the first thing it has to say
     if path.is_dir():
         library.ggml_backend_load_all_from_path(str(path).encode())
     library.llama_backend_init()
