@@ -14,7 +14,7 @@ from razor.recipe import Quantized
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from razor.quant.coded import Hold
+    from razor.quant.coded_weight import Hold
 
 RECIPE = "recipe.yaml"
 """In a packed folder and in that of a run: what was done to the model; a resumed run goes by it."""
@@ -79,7 +79,7 @@ def load(folder: str | Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, P
 
     Args:
         folder: made by `save`, or by a run.
-        hold: what is kept in memory, see `razor.quant.coded.Hold`.
+        hold: what is kept in memory, see `razor.quant.coded_weight.Hold`.
 
     Raises:
         RazorError: no packed folder, made by a newer version, or damaged.

@@ -28,7 +28,7 @@ from razor.errors import RazorError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from razor.quant.coded import Hold
+    from razor.quant.coded_weight import Hold
 
 METHOD, VERSION = "razor", 2
 """`quant_method` in config.json, and the version of the format (docs/packed-format.md)."""
@@ -154,7 +154,7 @@ def _tie(model: PreTrainedModel) -> None:
 
 def check_hold(hold: Any) -> None:
     """Raise RazorError for an unknown way to hold weights."""
-    from razor.quant.coded import Hold
+    from razor.quant.coded_weight import Hold
 
     if hold not in get_args(Hold):
         raise RazorError(f"hold='{hold}'. Choices: {', '.join(get_args(Hold))}.")

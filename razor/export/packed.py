@@ -27,7 +27,7 @@ from razor.storage import atomic_write, file_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from razor.quant.coded import Hold
+    from razor.quant.coded_weight import Hold
 
 
 def save_packed(

@@ -5,11 +5,11 @@ from razor.quant.apply import quantize_modules
 from razor.quant.coded import (
     CodedEmbedding,
     CodedLinear,
-    CodedWeight,
     encoded,
     packed_state,
     swap_in_coded,
 )
+from razor.quant.coded_weight import CodedWeight
 from razor.quant.codes import Codes
 from razor.quant.elastic import StretchedElastic
 from razor.quant.float16 import Float16

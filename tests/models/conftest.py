@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,3 +64,16 @@ def make_packed() -> Callable[..., Batch]:
 def whole_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention in one piece, as checkpointed layers compute it; in several it differs by roundings."""
     monkeypatch.setattr(sys.modules["razor.models.record"], "packed_attention", lambda *_: nullcontext())
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with heads of 64, as a file."""
+    from razor.export.gguf import GGUF
+    from razor.quant import Integer
+    from tests.export.gguf_models import WIDE, packed_in
+
+    folder = tmp_path_factory.mktemp("gguf")
+    GGUF(runtime=False).write(packed_in(folder, WIDE, Integer(4, 32)), folder)
+    (found,) = folder.glob("*.gguf")
+    return found

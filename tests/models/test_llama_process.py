@@ -19,19 +19,6 @@ from razor.models.llama_runtime import LlamaRuntime
 pytest.importorskip("xllamacpp")
 
 
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with heads of 64, as a file."""
-    from razor.export.gguf import GGUF
-    from razor.quant import Integer
-    from tests.export.gguf_models import WIDE, packed_in
-
-    folder = tmp_path_factory.mktemp("gguf")
-    GGUF(runtime=False).write(packed_in(folder, WIDE, Integer(4, 32)), folder)
-    (found,) = folder.glob("*.gguf")
-    return found
-
-
 def public(kind: type) -> dict[str, Callable[..., Any]]:
     return {name: value for name, value in vars(kind).items() if callable(value) and name[0] != "_"}
 

@@ -22,19 +22,6 @@ from razor.models.llama_runtime import LlamaRuntime
 pytest.importorskip("xllamacpp")
 
 
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with heads of 64, as a file."""
-    from razor.export.gguf import GGUF
-    from razor.quant import Integer
-    from tests.export.gguf_models import WIDE, packed_in
-
-    folder = tmp_path_factory.mktemp("gguf")
-    GGUF(runtime=False).write(packed_in(folder, WIDE, Integer(4, 32)), folder)
-    (found,) = folder.glob("*.gguf")
-    return found
-
-
 def test_a_text_gives_a_row_for_each_token(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = [(5 * i) % 250 for i in range(90)]
     with LlamaRuntime(gguf, context=128, kv="f32", flash=False) as llama:
