@@ -89,6 +89,8 @@ class Side:
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
+        while line and not line.startswith("{"):  # some library greets as it is imported
+            line = self.process.stdout.readline()
         if not line:
             self.process.wait()
             self.aside.seek(0)

@@ -2,10 +2,10 @@
 
 What was chosen, so that it is its best way to do this step:
 
-* Configuration: W2.79-A8-KV8 as its recipes for small models have it: every second row int4 and the others
-  ternary, embedding and head int4, activations and KV int8, all in groups of 64 (its recipes for Qwen3 take 256,
-  of which SmolLM2's width of 576 is no multiple); losses 0.1 task + 2 EAKLD (k = 16) + 0.1 AFD, as for Qwen3
-  below 4 bits.
+* Configuration (`configuration.py`): W2.79-A8-KV8 as its recipes for small models have it: every second row int4
+  and the others ternary, embedding and head int4, activations and KV int8, all in groups of 64 (its recipes for
+  Qwen3 take 256, of which SmolLM2's width of 576 is no multiple); losses 0.1 task + 2 EAKLD (k = 16) + 0.1 AFD, as
+  for Qwen3 below 4 bits.
 * The step is that of its own trainer: a new quantizing KV cache for each pass of the student, hidden states of
   both models where AFD is wanted, and the student's cross entropy as Transformers computes it, because
   `compute_loss` asks for it.
@@ -27,58 +27,8 @@ import torch
 from edgerazor import EdgeRazor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from peer.configuration import configuration
 from peer.sides import serve, versions
-
-INT8 = "state_quant_uniform_symmetric_absmax_per_block_int8"
-INT4 = "weight_quant_uniform_symmetric_absmax_per_block_int4"
-MIXED = "weight_quant_uniform_symmetric_clip_per_block_mp_int1_58_int4_static_row_wise_sparse"
-GROUP = 64
-
-
-def configuration(features: bool) -> dict[str, Any]:
-    """Its unified configuration, with or without AFD."""
-    whole = {"weight_function": INT4, "w_scale_factor": -1, "w_mixed_precision_prop": -1}
-    losses: dict[str, Any] = {
-        "loss_1": {
-            "loss_type": "logits",
-            "loss_function": "compute_kld_confidence",
-            "alpha": 2.0,
-            "temperature": 1.0,
-            "use_entropy": True,
-            "confidence_k": 16,
-            "reduction": "batch_mean",
-        }
-    }
-    if features:
-        losses["loss_2"] = {
-            "loss_type": "hidden_states",
-            "loss_function": "compute_mse",
-            "alpha": 0.1,
-            "layer_index": "adaptive",
-            "reduction": "batch_mean",
-        }
-    return {
-        "log_level": "WARNING",
-        "qat_configuration": {
-            "method": "QAT",
-            "select": {"target_types": ["linear", "embedding", "kv_cache"]},
-            "function": {
-                "epsilon": 1e-5,
-                "weight_function": MIXED,
-                "w_scale_factor": 2.0,
-                "w_block_size": GROUP,
-                "w_mixed_precision_prop": 0.5,
-                "is_w_quantized": False,
-                "activation_function": INT8,
-                "a_block_size": GROUP,
-                "kv_cache_function": INT8,
-                "kv_block_size": GROUP,
-            },
-            "overrides": [{"name": ".*embed_tokens", **whole}, {"name": ".*lm_head", **whole}],
-            "training": "all",
-        },
-        "kd_configuration": {"method": "KD", "loss_task_alpha": 0.1, **losses},
-    }
 
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
