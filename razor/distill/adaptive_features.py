@@ -30,7 +30,7 @@ class AdaptiveFeatures(Features):
         top: number of layers.
         ranking: "cosine" (lowest similarity of output and input first), "l2" (largest mean distance of output and
             input first) or "variance" (largest variance of the output over the width first).
-        projection: see `Features`.
+        projection, relative: see `Features`.
     """
 
     def __init__(
@@ -38,8 +38,9 @@ class AdaptiveFeatures(Features):
         top: int = 3,
         ranking: Literal["cosine", "l2", "variance"] = "cosine",
         projection: Literal["none", "linear"] = "none",
+        relative: bool = False,
     ) -> None:
-        super().__init__(projection)
+        super().__init__(projection, relative)
         if top < 1:
             raise RazorError(f"top={top} must be at least 1 layer.")
         if ranking not in RANKINGS:

@@ -4,6 +4,10 @@ The loss of a token is the mean squared difference of two hidden states. Hidden 
 Transformers lists them: 0 is the output of the embedding, i that of layer i, the last one taken after the final
 norm. Where the two are compared is said by `AdaptiveFeatures` or `FixedFeatures`.
 
+Squared differences are as large as the states are: they grow with depth, and a few tokens carry numbers a hundred
+times the others' (massive activations, arXiv 2402.17762), so a plain mean is about these. With `relative` each
+difference is divided by the mean square of the teacher's state at that token: layers and tokens count alike.
+
 A smaller student has narrower hidden states. One linear map, learned along with the student and shared by all
 layers, then takes them to the teacher's width (TinyBERT, arXiv 1909.10351, eq. 8). Layers of different numbers are
 compared at the same part of the depth.
@@ -22,8 +26,12 @@ from razor.distill.head import wide
 from razor.distill.loss import LayerLoss
 from razor.distill.trace import Shape
 from razor.errors import RazorError, did_you_mean
+from razor.spec import read
 
 PROJECTIONS = ("none", "linear")
+
+FLOOR = 1e-6
+"""The least mean square to divide by: a teacher's state of zeros makes no infinite loss."""
 
 
 class Features(LayerLoss):
@@ -32,6 +40,7 @@ class Features(LayerLoss):
     Args:
         projection: "none", or "linear": a learned map from the student's width to the teacher's. It starts as the
             identity where the widths are equal, else at random, always alike.
+        relative: divide a token's error by the mean square of the teacher's state there.
 
     Attributes:
         map: [teacher's width, student's width] parameter of the linear projection, fp32; None without one.
@@ -39,11 +48,11 @@ class Features(LayerLoss):
 
     map: nn.Parameter | None
 
-    def __init__(self, projection: Literal["none", "linear"] = "none") -> None:
+    def __init__(self, projection: Literal["none", "linear"] = "none", relative: bool = False) -> None:
         super().__init__()
         if projection not in PROJECTIONS:
             raise RazorError(f"projection={projection!r}.{did_you_mean(str(projection), PROJECTIONS)}")
-        self.projection = projection
+        self.projection, self.relative = projection, read(bool, relative, "relative")
         self.register_parameter("map", None)
 
     def fit(self, student: Shape, teacher: Shape) -> None:
@@ -70,14 +79,15 @@ class Features(LayerLoss):
         return min(own, self.student.layers - 1) if inner else own
 
     def per_token(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        """Mean over the width of the squared difference, in fp32."""
+        """Mean over the width of the squared difference, in fp32; relative: over that of the teacher's square."""
         own, other = wide(student[batch.valid]), wide(teacher[batch.valid])
         if self.projection == "linear":
             self._fitted()
             assert self.map is not None
             with torch.autocast(own.device.type, enabled=False):
                 own = F.linear(own, self.map.to(own.dtype))
-        return (own - other).square().mean(-1)
+        error = (own - other).square().mean(-1)
+        return error / other.square().mean(-1).clamp_min(FLOOR) if self.relative else error
 
 
 def _first_map(rows: int, columns: int) -> Tensor:

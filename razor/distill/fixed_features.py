@@ -17,7 +17,7 @@ class FixedFeatures(Features):
     Args:
         layers: of the teacher, or "all"; 0 is the embedding's output, -1 the last layer's, after the final norm.
         weights: one for each layer; all the same by default.
-        projection: see `Features`.
+        projection, relative: see `Features`.
     """
 
     def __init__(
@@ -25,8 +25,9 @@ class FixedFeatures(Features):
         layers: Layers = (-1,),
         weights: Sequence[float] | None = None,
         projection: Literal["none", "linear"] = "none",
+        relative: bool = False,
     ) -> None:
-        super().__init__(projection)
+        super().__init__(projection, relative)
         check_layers(layers)
         if weights is not None:
             if layers == "all" or len(weights) != len(layers):

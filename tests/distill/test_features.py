@@ -107,6 +107,19 @@ def test_the_loss_is_the_mean_squared_error_over_the_width(make_batch, loss):
     torch.testing.assert_close(found, torch.tensor(wanted), rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("loss", [AdaptiveFeatures(relative=True), FixedFeatures(relative=True)])
+def test_a_relative_error_does_not_know_how_large_states_are(make_batch, loss):
+    batch = make_batch(LENGTHS)
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, *batch.labels.shape, WIDTH, dtype=torch.float64)
+    by_token = torch.rand(*batch.labels.shape, 1, dtype=torch.float64) * 1000 + 0.1
+    plain = fitted(loss).per_token(student, teacher, batch)
+    torch.testing.assert_close(loss.per_token(student * by_token, teacher * by_token, batch), plain)
+    wanted = (student - teacher).square().sum(-1) / teacher.square().sum(-1)
+    torch.testing.assert_close(plain, wanted[batch.valid])
+    assert loss.per_token(student, torch.zeros_like(teacher), batch).isfinite().all()
+
+
 @pytest.mark.parametrize("width", [WIDTH, 7])
 def test_the_gradient_is_that_of_the_formula(make_batch, width):
     batch = make_batch(LENGTHS)
