@@ -35,6 +35,8 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     own = folder / RECIPE
     kept = Recipe.load(own) if resume and own.is_file() else None  # nothing outside its folder steers a run
     recipe = kept.quant if kept and kept.quant else quantization(config)
+    start = build(config.get("start")) or None
+    recipe = recipe if start is None else start.held(recipe)
     job = Job(
         folder=folder,
         teaching=teaching(config, cache_command(overrides_of(folder), config.get("teacher_targets"))),
@@ -49,6 +51,7 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
         config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
         about=about(config, recipe, DISTILLED),
         exporters=exporters_of(config.get("export")),
+        start=start,
     )
     if not resume:
         with atomic_write(folder / "config.yaml") as temporary:

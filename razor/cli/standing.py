@@ -30,7 +30,16 @@ from razor.storage import EXPORTS, FAILURE, MANIFEST, REPORT, atomic_write, disk
 CONFIG = "config.yaml"
 TRACEBACK = "traceback.txt"
 NEW, FAILED, BEGUN, FINISHED = "new", "failed", "begun", "finished"
-LEFT = (CONFIG, "recipe.yaml", "budget.json", "environment.json", "changes.diff", "scores", "logs")
+LEFT = (
+    CONFIG,
+    "recipe.yaml",
+    "budget.json",
+    "environment.json",
+    "start.json",
+    "changes.diff",
+    "scores",
+    "logs",
+)
 OF_THE_COMMAND = ("run", "ckpt", "debug")
 """Keys of a config that say nothing about the run itself."""
 

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-DISTILLED, ROUNDED = "distilled", "rounded"
+DISTILLED, ROUNDED, STARTED = "distilled", "rounded", "started"
 """What `about` says of the origin of a packed model."""
 
 HOW = {
     DISTILLED: "quantization-aware distillation",
     ROUNDED: "plain rounding, without training",
+    STARTED: "GPTQ on a little text, without training",
 }
 
 

@@ -44,6 +44,7 @@ from razor.train.job import Job, Prepared, check
 from razor.train.loggers import closing, publish
 from razor.train.module import DistillModule
 from razor.train.sharding import is_sharded, whole_state
+from razor.train.starting import check_same_start, started
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,7 +84,7 @@ def run_job(job: Job) -> int:
     making = job.loggers.values() if alone else ()
     loggers = [make(folder=job.folder, name=job.folder.name) for make in making]
     L.seed_everything(job.seed, verbose=False)
-    parts = _parts(job, prepared, length)
+    parts = _parts(job, prepared, length, resume_from is None)
     if alone:
         record_hashes(job.folder, job.model, parts.corpus)
     with closing(loggers):
@@ -102,10 +103,10 @@ def run_job(job: Job) -> int:
     return 0
 
 
-def _parts(job: Job, prepared: Prepared, length: Budget) -> Parts:
+def _parts(job: Job, prepared: Prepared, length: Budget, begins: bool) -> Parts:
     """Text and models, the same in every process, and the budget as steps, settled by the first."""
     with processes.first():
-        corpus, evaluation, module = _loaded(job, prepared)
+        corpus, evaluation, module = _loaded(job, prepared, begins)
     _check_same(corpus)
     if processes.rank() == 0 and budget.kept(job.folder) is None:
         length = budget.counted(length, module, corpus, job.rows_per_batch, job.settings.device)
@@ -115,15 +116,30 @@ def _parts(job: Job, prepared: Prepared, length: Budget) -> Parts:
     batches = StepBatches(
         corpus.train, length.steps, job.rows_per_batch, each, job.teaching.seed, rank, world
     )
-    return Parts(module(length.steps), batches, corpus, evaluation)
+    parts = Parts(module(length.steps), batches, corpus, evaluation)
+    if job.start is not None and begins:
+        check_same_start(parts.module.student)
+    return parts
 
 
-def _loaded(job: Job, prepared: Prepared) -> tuple[Corpus, Evaluation, Callable[[int], DistillModule]]:
-    """Text and models, read or made; the module still wants the number of steps."""
+def _loaded(
+    job: Job, prepared: Prepared, begins: bool
+) -> tuple[Corpus, Evaluation, Callable[[int], DistillModule]]:
+    """Text and models, read or made; the module still wants the number of steps.
+
+    Args:
+        job: what is run.
+        prepared: it, checked.
+        begins: there is no checkpoint, which would hold what a start finds.
+    """
     settings, teaching, dtype = job.settings, job.teaching, job.settings.dtype
     corpus = teaching.taught(teaching.corpus())
+
+    def before(base: PreTrainedModel) -> PreTrainedModel:
+        return started(job, make_student(base, prepared.plan, dtype), base, corpus)
+
     base = job.model.load(dtype)
-    student = make_student(base, prepared.plan, dtype)
+    student = before(base) if begins else make_student(base, prepared.plan, dtype)
     teacher = None if teaching.cached else teaching.load_teacher() if teaching.another else base
     del base  # unless it teaches, nobody needs it any more
     asked = teacher if job.objective.needs_teacher else None
@@ -139,7 +155,7 @@ def _loaded(job: Job, prepared: Prepared) -> tuple[Corpus, Evaluation, Callable[
         job.model.tokenizer(),
         f"{teaching.teacher.fingerprint()}-{settings.compute_dtype}",
         job.folder,
-        lambda: make_student(job.model.load(dtype), prepared.plan, dtype),
+        lambda: before(job.model.load(dtype)),
     )
     return corpus, evaluation, module
 
