@@ -10,6 +10,7 @@ from pathlib import Path
 from razor.cli.compare import compare
 from razor.cli.config import about, build, composed, conf_dir, model_source, quantization
 from razor.cli.estimate import estimate
+from razor.cli.evaluate import evaluate
 from razor.cli.export import export
 from razor.cli.push import push
 from razor.cli.rerun import rerun
@@ -64,10 +65,10 @@ def formats(overrides: Sequence[str]) -> int:
 
 
 def quantize(overrides: Sequence[str]) -> int:
-    """`razor quantize`: plain rounding to a packed folder, without training."""
+    """`razor quantize`: plain rounding, or what a start makes of it, to a packed folder, without training."""
     import torch
 
-    from razor.export.compressed import ROUNDED
+    from razor.export.compressed import ROUNDED, STARTED
     from razor.export.folder import check_place, save
     from razor.export.packed import check_packed, packed_bytes
     from razor.recipe import Recipe
@@ -78,12 +79,22 @@ def quantize(overrides: Sequence[str]) -> int:
         raise RazorError("out= is empty: give the folder of the packed model.")
     source, folder = model_source(config), Path(str(config.out))
     check_place(folder)
-    recipe = Recipe(config.quant.name, quantization(config), compute_dtype=config.compute_dtype)
+    start, quant = build(config.start) or None, quantization(config)
+    recipe = Recipe(quant.name, start.held(quant) if start else quant, compute_dtype=config.compute_dtype)
     source.prepare()
     assert recipe.quant is not None
-    recipe.quant.plan(source.skeleton())  # what does not fit is said before weights are loaded
-    student = apply(source.load(torch.bfloat16), recipe).eval()
-    save(student, source.tokenizer(), folder, about(config, recipe.quant, ROUNDED))
+    plan = recipe.quant.plan(source.skeleton())  # what does not fit is said before weights are loaded
+    if start is None:
+        student = apply(source.load(torch.bfloat16), recipe)
+    else:
+        start.check(source.skeleton(), plan)
+        text = teaching(config)
+        text.check()
+        batches = start.batches(text.corpus().train, text.seed)
+        student = apply(source.load(torch.bfloat16), recipe)
+        print(start(torch.nn.Module.to(student, text.settings.device), batches, text.load_teacher()))
+    student = torch.nn.Module.to(student, "cpu").eval()
+    save(student, source.tokenizer(), folder, about(config, recipe.quant, STARTED if start else ROUNDED))
     check_packed(student, folder, torch.arange(64).unsqueeze(0) % student.config.get_text_config().vocab_size)
     size = packed_bytes(folder) / 1e6
     print(f"{folder}: {recipe.quant.w_a_kv}, {size:.1f} MB of weights, read back with the same logits")
@@ -144,6 +155,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "formats": formats,
     "quantize": quantize,
     "cache_teacher": cache_teacher,
+    "evaluate": evaluate,
     "export": export,
     "push": push,
     "compare": compare,

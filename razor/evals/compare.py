@@ -170,6 +170,12 @@ def mark(lines: Sequence[Line]) -> list[str]:
             seeded = what in OF_THE_SEED and any(mark.startswith("seeds:") for mark in line.marks)
             if value != usual and not seeded:
                 line.marks.append(f"{what}: {shown(value)}, not {shown(usual)}")
+    notes += [
+        f"{line.name}: trained on the train splits of {shown(line.first.benchmarks_in_training)}; scores on these "
+        "are of tasks that were trained on."
+        for line in lines
+        if line.first.benchmarks_in_training and line.row == "after"
+    ]
     hardware = sorted({run.hardware for line in lines for run in line.runs})
     if len(hardware) > 1:
         notes.append(f"made on different machines, which may show in the last digits: {'; '.join(hardware)}.")
@@ -193,6 +199,7 @@ ASPECTS: dict[str, Any] = {
     "seeds": lambda line: line.seeds,
     "training text": _text("train"),
     "held-out text": _text("held_out"),
+    "benchmarks trained on": lambda line: line.first.benchmarks_in_training,
     "tokens trained": lambda line: line.first.tokens,
     "sequence length": lambda line: line.first.settings.get("data.sequence_length"),
     "benchmarks": lambda line: line.first.benchmarks,

@@ -88,6 +88,11 @@ class Run:
         """Hashes of the training and held-out rows; None in older reports."""
         return self.report.get("data")
 
+    @property
+    def benchmarks_in_training(self) -> tuple[str, ...]:
+        """Tasks whose train splits were trained on; empty if none, or if the source of the text does not say."""
+        return tuple(self.report.get("benchmarks_in_training") or ())
+
     @cached_property
     def tasks(self) -> list[str]:
         """Benchmarks that were scored."""

@@ -1,8 +1,9 @@
 """What a benchmark run leaves: one number per task, and their mean.
 
 The main metric of a multiple-choice task is lm-eval's `acc_norm` (log-likelihood per byte of the
-answer, so that long answers are not at a disadvantage) where it gives one, else `acc`. All values
-are percent.
+answer, so that long answers are not at a disadvantage) where it gives one, else `acc`; of IFEval the
+share of prompts all of whose instructions are followed to the letter, of programs `pass@1`, of answers
+that are written out `exact_match` by the task's first filter. All values are percent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from razor.errors import RazorError
 
-MAIN_METRICS = ("acc_norm", "acc", "exact_match")
+MAIN_METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1")
 
 
 @dataclass
@@ -55,20 +56,28 @@ class Scores:
         return cls([Score(**task) for task in data["tasks"]])
 
 
-def main_score(task: str, results: Mapping[str, Any]) -> Score:
-    """The main metric of a task in lm-eval's results, whose keys read "metric,filter".
+def main_score(task: str, results: Mapping[str, Any], metric: str | None = None) -> Score:
+    """The main metric of a task or group in lm-eval's results, whose keys read "metric,filter".
+
+    Args:
+        task: its name.
+        results: of all tasks.
+        metric: which one, with or without its filter; None: the first of MAIN_METRICS that there is.
 
     Raises:
-        RazorError: the task reports none of MAIN_METRICS.
+        RazorError: the task does not report it.
     """
-    found = results[task]
-    for metric in MAIN_METRICS:
+    found = results.get(task, {})
+    for wanted in MAIN_METRICS if metric is None else (metric,):
         for key, value in found.items():
             name, _, chosen = key.partition(",")
-            if name == metric:
-                error = found.get(f"{metric}_stderr,{chosen}")
+            if wanted in (name, key):
+                error = found.get(f"{name}_stderr,{chosen}")
                 stderr = 100 * float(error) if isinstance(error, (int, float)) else None
-                return Score(task, metric, 100 * float(value), stderr, int(found["sample_len"]))
+                return Score(task, wanted, 100 * float(value), stderr, int(found["sample_len"]))
+    if metric is not None:
+        known = ", ".join(key for key in found if "," in key)
+        raise RazorError(f"evals.pinned.{task}.metric={metric}: the task reports {known}.")
     raise RazorError(
         f"Task '{task}' reports none of {', '.join(MAIN_METRICS)} (but {', '.join(found)}): "
         "leave it out of evals.tasks, or name its sub-tasks."

@@ -19,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 
 from razor import processes
+from razor.errors import RazorError
 from razor.evals.packing import Packed, batches, pack, share_contexts
 from razor.terminal import progress_bar
 
@@ -70,6 +71,17 @@ def scored_logits(model: Any, packed: Packed) -> tuple[Tensor, Tensor]:
     return output.logits[0], row_of
 
 
+def check_room(requests: Any, most: int) -> None:
+    """Raise RazorError if a task asks for answers that leave no room for its question."""
+    for request in requests:
+        wanted = int(request.args[1].get("max_gen_toks", 0))
+        if wanted >= most:
+            raise RazorError(
+                f"Task '{request.task_name}' asks for answers of up to {wanted} tokens, and the model reads "
+                f"{most}: leave it out of evals.tasks."
+            )
+
+
 class SharedContextLM(HFLM):
     """HFLM on a model in memory that reads each context once.
 
@@ -94,6 +106,7 @@ class SharedContextLM(HFLM):
             tokenizer=tokenizer,
             batch_size=batch_size,
             softmax_dtype="float32",  # bf16 log-probabilities would be worth two digits
+            enable_thinking=False,  # a template that asks (Qwen3's) is told to let the model answer at once
         )
         self.console = console
         self.description = description
@@ -130,7 +143,12 @@ class SharedContextLM(HFLM):
         return super().loglikelihood(requests, disable_tqdm=True)  # ours replaces lm-eval's bars
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """lm-eval's own generation, its progress bar on our console."""
+        """lm-eval's own generation, its progress bar on our console.
+
+        Raises:
+            RazorError: an answer may become as long as all that the model can read.
+        """
+        check_room(requests, self.max_length)
         if self.console is None:
             return super().generate_until(requests, disable_tqdm=True)
         with redirect_stderr(self.console):

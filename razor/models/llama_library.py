@@ -149,6 +149,7 @@ def _declare(library: ctypes.CDLL) -> None:
         ("llama_set_n_threads", None, [pointer, integer, integer]),
         ("llama_get_memory", pointer, [pointer]),
         ("llama_memory_clear", None, [pointer, ctypes.c_bool]),
+        ("llama_memory_seq_rm", ctypes.c_bool, [pointer, integer, integer, integer]),
         ("llama_batch_init", Batch, [integer, integer, integer]),
         ("llama_batch_free", None, [Batch]),
         ("llama_decode", integer, [pointer, Batch]),

@@ -102,9 +102,9 @@ class LlamaProcess:
         """See `LlamaRuntime.tokenize`."""
         return list(self._ask({"text": text, "special": special})["tokens"])
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, tokens: Sequence[int], first: int = 0, kept: int = 0) -> NDArray[np.float32]:
         """See `LlamaRuntime.logits`."""
-        return self._numbers({"tokens": list(map(int, tokens))})
+        return self._numbers({"tokens": list(map(int, tokens)), "first": int(first), "kept": int(kept)})
 
     def read(self, tokens: Sequence[int], start: int = 0) -> NDArray[np.float32]:
         """See `LlamaRuntime.read`."""
@@ -156,7 +156,10 @@ def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
                 answer = {"tokens": runtime.tokenize(question["text"], question["special"])}
             else:
                 tokens, start = question["tokens"], question.get("start")
-                found = runtime.logits(tokens) if start is None else runtime.read(tokens, start)
+                if start is None:
+                    found = runtime.logits(tokens, question["first"], question["kept"])
+                else:
+                    found = runtime.read(tokens, start)
                 answer, numbers = {"shape": found.shape}, found.tobytes()
         except RazorError as error:
             answer = {"error": str(error)}

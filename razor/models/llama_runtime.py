@@ -93,19 +93,27 @@ class LlamaRuntime:
                 return list(tokens[:count])
             room = -count
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [tokens, vocabulary] of a text, one row after each of its tokens.
+    def logits(self, tokens: Sequence[int], first: int = 0, kept: int = 0) -> NDArray[np.float32]:
+        """Logits [tokens - first, vocabulary] of a text, one row after each of its tokens from `first` on.
+
+        Args:
+            tokens: the whole text.
+            first: place of the token after which the first row is wanted.
+            kept: how many tokens, at most `first`, it begins with that the text before began with too: they are not
+                read again.
 
         Raises:
             RazorError: no tokens, too many, or one that is not in the vocabulary; llama.cpp fails.
         """
-        self._begin(tokens, 0)
-        out = np.empty((len(tokens), self.vocabulary), np.float32)
-        for start in range(0, len(tokens), self.batch):
+        self._check(tokens, 0)
+        begin = self._keep(min(kept, first))
+        out = np.empty((len(tokens) - first, self.vocabulary), np.float32)
+        for start in range(begin, len(tokens), self.batch):
             part = tokens[start : start + self.batch]
-            self._decode(part, start, every=True)
-            for index in range(len(part)):
-                out[start + index] = self._row(index)
+            wanted = max(0, first - start)
+            self._decode(part, start, wanted)
+            for index in range(wanted, len(part)):
+                out[start + index - first] = self._row(index)
         return out
 
     def read(self, tokens: Sequence[int], start: int = 0) -> NDArray[np.float32]:
@@ -121,20 +129,29 @@ class LlamaRuntime:
         Raises:
             RazorError: as `logits`.
         """
-        self._begin(tokens, start)
+        self._check(tokens, start)
+        if start == 0:
+            self._keep(0)
         for place in range(0, len(tokens), self.batch):
-            self._decode(tokens[place : place + self.batch], start + place, every=False)
+            part = tokens[place : place + self.batch]
+            self._decode(part, start + place, len(part) - 1)
         return self._row(-1).copy()
 
-    def _begin(self, tokens: Sequence[int], start: int) -> None:
+    def _check(self, tokens: Sequence[int], start: int) -> None:
         if not 0 < len(tokens) <= self.longest - start:
             raise RazorError(
                 f"{start + len(tokens)} tokens for llama.cpp, which was opened for 1 to {self.longest}."
             )
         if not 0 <= min(tokens) <= max(tokens) < self.vocabulary:
             raise RazorError(f"Token {max(tokens)} for a vocabulary of {self.vocabulary}.")
-        if start == 0:
-            self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+
+    def _keep(self, count: int) -> int:
+        """Forget what was read, but for its first tokens; how many of them are left, if only a part can be."""
+        memory = self._library.llama_get_memory(self._context)
+        if count and self._library.llama_memory_seq_rm(memory, 0, count, -1):
+            return count
+        self._library.llama_memory_clear(memory, True)
+        return 0
 
     def _row(self, index: int) -> NDArray[np.float32]:
         """Logits of a token of the last batch, by its place; -1: the last. They are llama.cpp's own memory."""
@@ -143,7 +160,7 @@ class LlamaRuntime:
             raise RazorError(f"llama.cpp gives no logits: {complaint()}")
         return np.ctypeslib.as_array(row, (self.vocabulary,))
 
-    def _decode(self, tokens: Sequence[int], start: int, every: bool) -> None:
+    def _decode(self, tokens: Sequence[int], start: int, wanted: int) -> None:
         batch = self._library.llama_batch_init(len(tokens), 0, 1)
         try:
             if batch.embd or not all((batch.token, batch.pos, batch.n_seq_id, batch.seq_id, batch.logits)):
@@ -151,7 +168,7 @@ class LlamaRuntime:
             batch.n_tokens = len(tokens)
             for index, token in enumerate(tokens):
                 batch.token[index], batch.pos[index] = token, start + index
-                batch.logits[index] = every or index == len(tokens) - 1
+                batch.logits[index] = index >= wanted
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
             if failed := self._library.llama_decode(self._context, batch):
                 raise RazorError(f"llama.cpp fails after {start} tokens ({failed}): {complaint()}")

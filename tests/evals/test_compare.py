@@ -120,6 +120,20 @@ def test_what_cannot_be_compared_is_marked_with_the_reason(change: dict[str, Any
     assert records(found)[-1]["not_comparable"] == [expected]
 
 
+def test_train_splits_of_benchmarks_are_told_and_marked() -> None:
+    trained = report("mixed_2p79") | {"benchmarks_in_training": ["piqa", "boolq"]}
+    told = "1_mixed_2p79: trained on the train splits of piqa, boolq; "
+    told += "scores on these are of tasks that were trained on."
+    found = compare(runs(report("w4"), trained, report("w1p58") | {"benchmarks_in_training": []}))
+    assert [line.marks for line in found.lines if line.marks] == [
+        ["benchmarks trained on: piqa, boolq, not none"]
+    ]
+    assert found.notes.count(told) == 1 and f"- {told}" in markdown(found, [])
+    alike = compare(runs(trained, trained | {"seed": 1}), seeds="each")  # not marked, but told of both
+    assert not any("benchmarks" in mark for line in alike.lines for mark in line.marks)
+    assert sum("trained on the train splits of piqa, boolq" in note for note in alike.notes) == 2
+
+
 def test_other_benchmarks_are_marked() -> None:
     fewer = report("w4", average=50.0)
     for row in fewer["rows"]:
