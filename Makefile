@@ -4,6 +4,7 @@ VENV   ?= .venv
 PYTHON := $(VENV)/bin/python
 BOOT   ?= python3
 ARGS   ?=
+budget ?= small
 # Tests run in so many processes, each with one thread.
 WORKERS ?= 2
 # Installed before everything else, or pip may choose a build with gigabytes of CUDA libraries.
@@ -25,7 +26,7 @@ DOC_TESTS = $(wildcard tests/test_readme.py tests/test_docs.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all test-exports test-dist test-faults lint type docs bench table clean
+.PHONY: help setup run test test-all test-exports test-dist test-faults lint type docs notebooks bench table ladder clean
 
 help: ## this list
 	@echo "make TARGET      (options: ARGS=\"key=value ...\"  VENV=folder  BOOT=python3.12)"
@@ -77,11 +78,18 @@ type: setup ## static types
 docs: setup ## the commands in README and documents run, and the links in them lead somewhere
 	$(PYTHON) -m pytest $(DOC_TESTS) $(ARGS)
 
+notebooks: setup ## run the notebooks and store them with what they show (ARGS="03")
+	$(PYTHON) notebooks/run.py $(ARGS)
+
 bench: setup ## speed and memory, each benchmark one JSON line; wants an idle machine and some minutes
 	@for file in benchmarks/*.py; do $(PYTHON) $$file || exit 1; done
 
-table: setup ## write the tables in docs/ again from the results of benchmarks
+table: setup ## write tables and figures of README, docs and studies again, from the results of benchmarks and studies
 	$(PYTHON) benchmarks/results/tables.py
+	$(PYTHON) experiments/study_tables.py
+
+ladder: setup ## the ladder of bits by every method (budget=small|cpu|gpu ARGS="quant=w1p58 methods=ours seeds=0,1 again=true")
+	$(PYTHON) experiments/ladder/run.py budget=$(budget) $(ARGS)
 
 clean: ## remove build products and tool caches; runs/, .venv and the user's cache stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

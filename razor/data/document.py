@@ -104,12 +104,29 @@ def from_pair(tokenizer: Any, prompt: str, response: str) -> list[Document]:
         pair = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         return from_messages(tokenizer, pair)
     text = prompt + response
-    document = _mark(tokenizer, text, [(len(prompt), len(text))], special=True)
-    ended = len(document.tokens) > 0 and document.tokens[-1] == tokenizer.eos_token_id
-    if tokenizer.eos_token_id is None or ended:
-        return [document]
-    tokens = np.append(document.tokens, np.int32(tokenizer.eos_token_id))
-    return [Document(tokens, np.append(document.response, True))]
+    return [_ended(tokenizer, text, [(len(prompt), len(text))])]
+
+
+def from_turns(tokenizer: Any, messages: Sequence[Message], between: str) -> Document:
+    """A chat as plain text, for models without a template: only what the assistant writes is response, and an EOS.
+
+    Args:
+        tokenizer: a Transformers tokenizer.
+        messages: the turns; a blank line parts what others say from what was before.
+        between: stands before an answer, such as a line break and "Answer: ".
+
+    Raises:
+        RazorError: no answer to learn from.
+    """
+    text, spans = "", []
+    for message in messages:
+        text += between if message["role"] == "assistant" else "\n\n" if text else ""
+        start, text = len(text), text + message["content"]
+        if message["role"] == "assistant":
+            spans.append((start, len(text)))
+    if not spans:
+        raise _no_answer(messages)
+    return _ended(tokenizer, text, spans)
 
 
 def from_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Document]:
@@ -135,10 +152,7 @@ def from_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Document]
         text = done
         spans.append((len(prompt), len(done.rstrip())))
     if not spans:
-        roles = [message["role"] for message in messages]
-        raise RazorError(
-            f"A chat needs an 'assistant' message to learn from; this one has the roles {roles}."
-        )
+        raise _no_answer(messages)
     return [*documents, _mark(tokenizer, text, spans)]
 
 
@@ -193,6 +207,21 @@ def _render_answer(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, st
         f"with the answer, so "
         'answers cannot be told from prompts: use data of the form {"text"} or another tokenizer.'
     )
+
+
+def _no_answer(messages: Sequence[Message]) -> RazorError:
+    roles = [message["role"] for message in messages]
+    return RazorError(f"A chat needs an 'assistant' message to learn from; this one has the roles {roles}.")
+
+
+def _ended(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> Document:
+    """Plain text with its responses marked, and an EOS after it that is one."""
+    document = _mark(tokenizer, text, spans, special=True)
+    ended = len(document.tokens) > 0 and document.tokens[-1] == tokenizer.eos_token_id
+    if tokenizer.eos_token_id is None or ended:
+        return document
+    tokens = np.append(document.tokens, np.int32(tokenizer.eos_token_id))
+    return Document(tokens, np.append(document.response, True))
 
 
 def _check_text(text: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from razor.data.corpus import Corpus
+from razor.data.sources.hub_benchmarks import said_of
 from razor.data.steps import StepBatches
 from razor.evals.figures import draw_losses, draw_score_vs_ratio
 from razor.evals.report import Report, Row
@@ -17,6 +18,7 @@ from razor.storage import EXPORTS
 from razor.train.evaluation import Evaluation
 from razor.train.facts import environment, record_hashes
 from razor.train.loggers import LOGS
+from razor.train.starting import start_facts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,8 +88,9 @@ def _rows(job: Job, prepared: Prepared, evaluation: Evaluation, packed: Path) ->
 
 def _notes(job: Job, evaluation: Evaluation, training: Training) -> list[str]:
     limit = job.benchmark.limit
+    plain = "by plain rounding" if job.start is None else f"as {job.start.name} started it, without training"
     notes = [
-        "teacher: the 16-bit model; before: the student by plain rounding; after: the student distilled.",
+        f"teacher: the 16-bit model; before: the student {plain}; after: the student distilled.",
         "KL(teacher || student) in nats per response token and perplexity on held-out text "
         f"({evaluation.found('after')[1].tokens} tokens); scores in percent with their standard error"
         + (f", first {limit} rows of each task." if limit and job.benchmark.tasks else "."),
@@ -102,6 +105,8 @@ def _notes(job: Job, evaluation: Evaluation, training: Training) -> list[str]:
         notes.append(
             f"trained from the teacher's cached targets ({kept}); scored against the teacher itself."
         )
+    if job.teaching.source.benchmarks is not None:
+        notes.append(said_of(job.teaching.source.benchmarks))
     if job.model_note:
         notes.append(
             f"{job.model_note}: recovery is measured against that, not against the original weights."
@@ -118,6 +123,8 @@ def _facts(
             "teacher": job.teaching.teacher.name,
             "teacher_fingerprint": job.teaching.teacher.fingerprint(),
         }
+    if job.teaching.source.benchmarks is not None:
+        taught["benchmarks_in_training"] = list(job.teaching.source.benchmarks)
     if corpus.train.taught is not None:
         taught["teacher_targets"] = {"folder": str(corpus.train.taught.folder)} | corpus.train.taught.identity
     return (
@@ -137,5 +144,6 @@ def _facts(
             "config": job.config,
         }
         | taught
+        | start_facts(job.folder)
         | environment(job.settings.device)
     )

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from razor.data.corpus import check_sequence_length
+from razor.data.sources.hub_benchmarks import said_of
 from razor.distill import Objective
 from razor.errors import RazorError
 from razor.evals.harness import Benchmark
@@ -22,6 +23,7 @@ from razor.export.exporter import Exporter, check_target
 from razor.models import ModelSource, shape_of
 from razor.quant import ModelSize, Plan, measure
 from razor.recipe import PlanFile, QuantRecipe, Recipe
+from razor.start import GPTQ
 from razor.storage import EXPORTS, require_space
 from razor.train.callbacks import check_callbacks
 from razor.train.estimate.case import case_of
@@ -50,6 +52,7 @@ class Job:
     config: dict[str, Any]
     about: Mapping[str, str | None]
     exporters: Mapping[str, Exporter]
+    start: GPTQ | None = None
 
     @property
     def model(self) -> ModelSource:
@@ -96,8 +99,10 @@ class Prepared:
                 f"model    {job.model.name}, {total.parameters / 1e6:.1f} M parameters{note}",
                 f"student  {job.recipe.name}: {job.recipe.w_a_kv}, {total.bits_per_weight:.2f} bits per weight, "
                 f"ratio {total.ratio_paper:.2f} ({total.ratio_disk:.2f} on disk, {total.bytes_disk / 1e6:.1f} MB)",
+                *([] if job.start is None else [f"start    {job.start}"]),
                 *_teacher_line(job.teaching),
                 f"losses   {objective}",
+                *_text_line(job.teaching),
                 f"budget   {budget} of training on {_processes(job.settings)}, "
                 f"{self.needs.memory / 1e9:.1f} GB of memory (estimates)",
                 *([] if warning is None else [f"warning  {warning}"]),
@@ -135,6 +140,8 @@ def check(job: Job) -> Prepared:
     skeleton = job.model.skeleton()
     check_sequence_length(teaching.sequence_length, teaching.longest_text)
     plan = job.recipe.plan(skeleton)
+    if job.start is not None:
+        job.start.check(skeleton, plan)
     _check_losses(job, skeleton)
     for exporter in job.exporters.values():
         check_target(job.folder / EXPORTS / exporter.name, exporter.name)
@@ -171,6 +178,11 @@ def _check_losses(job: Job, skeleton: PreTrainedModel) -> None:
 def _processes(settings: TrainSettings) -> str:
     device, count = settings.device.type, settings.processes
     return device if settings.strategy == "single" else f"{count} {device} processes ({settings.strategy})"
+
+
+def _text_line(teaching: Teaching) -> list[str]:
+    benchmarks = teaching.source.benchmarks
+    return [] if benchmarks is None else [f"text     {said_of(benchmarks)}"]
 
 
 def _teacher_line(teaching: Teaching) -> list[str]:

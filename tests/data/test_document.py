@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from razor.data.document import Document, from_messages, from_pair, from_text
+from razor.data.document import Document, from_messages, from_pair, from_text, from_turns
 from razor.errors import RazorError
 
 CHAT = [
@@ -54,6 +54,16 @@ def test_chat_learns_the_answers_and_their_end(chat_tokenizer):
     whole = chat_tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert chat_tokenizer.decode(document.tokens) == whole
     assert not document.is_text
+
+
+def test_a_chat_as_plain_text_learns_the_answers_and_an_end(base_tokenizer):
+    document = from_turns(base_tokenizer, CHAT, "\nAnswer: ")
+    assert base_tokenizer.decode(document.tokens) == (
+        "Be brief.\n\nHi\nAnswer: \nHello,  you \n\n1+1?\nAnswer: zwei ü<|endoftext|>"
+    )
+    assert learned(base_tokenizer, document) == "\nHello,  you zwei ü<|endoftext|>"
+    with pytest.raises(RazorError, match=r"roles \['system', 'user'\]"):
+        from_turns(base_tokenizer, CHAT[:2], " ")
 
 
 def test_chat_ending_with_the_user_learns_the_answers_before(chat_tokenizer):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,13 @@ class Teacher:
 
 
 class TextSource(ABC):
-    """Where documents come from."""
+    """Where documents come from.
+
+    Attributes:
+        benchmarks: tasks whose train splits are in the text, none being a statement too; None: nothing is known.
+    """
+
+    benchmarks: Sequence[str] | None = None
 
     @abstractmethod
     def documents(self, tokenizer: Any, teacher: Teacher | None = None) -> list[Document]:

@@ -110,6 +110,16 @@ FORMS: dict[str, list[Form]] = {
 """The nine tasks whose train splits the published recipe trains on."""
 
 
+def said_of(benchmarks: Sequence[str]) -> str:
+    """The sentence that belongs beside every score of a run on such text."""
+    if not benchmarks:
+        return f"No train split of a benchmark is in the training text; the paper adds those of {len(FORMS)}."
+    return (
+        f"Trained on the train splits of {len(benchmarks)} benchmark tasks ({', '.join(benchmarks)}): scores on "
+        "these are of tasks that were trained on."
+    )
+
+
 class HubBenchmarks(RecordSource):
     """Questions of benchmark tasks' train splits with their right answers.
 
@@ -123,7 +133,7 @@ class HubBenchmarks(RecordSource):
 
     def __init__(self, tasks: Sequence[str] | None = None, limit: int | None = None) -> None:
         check_limit(limit)
-        self.tasks = list(FORMS if tasks is None else tasks)
+        self.tasks = self.benchmarks = list(FORMS if tasks is None else tasks)
         for task in self.tasks:
             if task not in FORMS:
                 raise RazorError(f"data.source.tasks has '{task}'.{did_you_mean(str(task), FORMS)}")

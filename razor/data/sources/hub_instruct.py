@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from razor.data.document import Document
+from razor.data.document import Document, from_turns
 from razor.data.sources.base import Record, RecordSource, check_limit
 from razor.data.sources.hub import check_hub, hub_rows, known_revision
 from razor.data.sources.hub_text import ROW_BYTES
-from razor.data.sources.records import documents_of
+from razor.data.sources.records import documents_of, messages_of
 from razor.errors import RazorError
 
 
@@ -27,6 +27,8 @@ class HubInstruct(RecordSource):
         prompt, response: two columns of text.
         answer: where a turn keeps what the assistant is to say, if not in its content, such as
             "info.answer_content" (sets of reasoning models keep the answer apart).
+        between: write chats as plain text with this before each answer, such as a line break and "Answer: ", for
+            base models; None: by the model's chat template.
         streaming: read over the network as needed instead of downloading everything first.
         limit: read at most this many rows; None for all.
         revision: branch, tag or commit; None for the newest.
@@ -49,6 +51,7 @@ class HubInstruct(RecordSource):
         limit: int | None = None,
         answer: str | None = None,
         revision: str | None = None,
+        between: str | None = None,
     ) -> None:
         check_limit(limit)
         if (messages is None) == (prompt is None) or (prompt is None) != (response is None):
@@ -61,6 +64,10 @@ class HubInstruct(RecordSource):
             raise RazorError(
                 f"data.source.answer={answer} is a place in the turns of chats: name 'messages' too."
             )
+        if between is not None and messages is None:
+            raise RazorError(
+                f"data.source.between={between!r} is for the turns of chats: name 'messages' too."
+            )
         self.id = id
         self.name = name
         self.split = split
@@ -69,6 +76,7 @@ class HubInstruct(RecordSource):
         self.limit = limit
         self.answer = answer
         self.revision = revision
+        self.between = between
 
     def check(self) -> None:
         """Raise RazorError if the hub or the data set is out of reach."""
@@ -91,11 +99,15 @@ class HubInstruct(RecordSource):
         if self.answer is not None:
             turns = record["messages"] if isinstance(record["messages"], list) else []
             record = {"messages": [_with_answer(turn, self.answer, where) for turn in turns]}
+        if self.between is not None:
+            return [from_turns(tokenizer, messages_of(record["messages"], where), self.between)]
         return documents_of(record, tokenizer, where)
 
     def identity(self) -> dict[str, Any]:
         """All that chooses the rows."""
         chosen = {key: value for key, value in vars(self).items() if key != "streaming"}
+        if self.between is None:
+            del chosen["between"]  # tokens that were made before there was such an option keep their place
         return {"kind": "hub_instruct", **chosen, "revision": known_revision(self.id, self.revision)}
 
     def size(self) -> int | None:

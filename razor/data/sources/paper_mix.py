@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from razor.data.sources.hub_benchmarks import FORMS
+from razor.data.sources.hub_benchmarks import said_of
 from razor.data.sources.source_mix import SourceMix
 from razor.errors import RazorError
 
@@ -47,14 +47,8 @@ class PaperMix(SourceMix):
         self.benchmarks_in_training = benchmarks_in_training
         chosen = {name: part for name, part in parts.items() if benchmarks_in_training or name != BENCHMARKS}
         super().__init__(chosen, tokens, when_short)
+        self.benchmarks = self.benchmarks or []
 
     def tell(self, used: Any, available: Any) -> str:
         """The line about shares, and one about the benchmarks."""
-        tasks = ", ".join(FORMS)
-        note = (
-            f"The train splits of {len(FORMS)} of the paper's 14 tasks are in the training text ({tasks}): scores "
-            "on these are of tasks that were trained on."
-            if self.benchmarks_in_training
-            else f"No train split of a benchmark was added to the training text; the paper adds {len(FORMS)}."
-        )
-        return f"{super().tell(used, available)}\n{note}"
+        return f"{super().tell(used, available)}\n{said_of(self.benchmarks or [])}"

@@ -57,6 +57,8 @@ class SourceMix(TextSource):
             )
         self.tokens = tokens
         self.when_short = when_short
+        known = [part.source.benchmarks for part in self.parts if part.source.benchmarks is not None]
+        self.benchmarks = list(dict.fromkeys(task for tasks in known for task in tasks)) if known else None
 
     def documents(self, tokenizer: Any, teacher: Teacher | None = None) -> list[Document]:
         """All documents of all parts, each once; weights are for `Corpus.build`, which knows rows."""

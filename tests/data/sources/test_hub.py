@@ -88,6 +88,17 @@ def test_columns(hub, chat_tokenizer):
             HubInstruct("some/set", **columns)
 
 
+def test_chats_as_plain_text(hub, base_tokenizer):
+    hub.rows = [{"talk": SHARED}] * 2
+    source = HubInstruct("some/set", messages="talk", between=" => ")
+    document = source.documents(base_tokenizer)[0]
+    assert base_tokenizer.decode(document.tokens).endswith("Hi => Yo<|endoftext|>")
+    assert "between" in source.identity()
+    assert "between" not in HubInstruct("some/set", messages="talk").identity()  # as before there was one
+    with pytest.raises(RazorError, match=r"between=' => ' .*'messages'"):
+        HubInstruct("some/set", prompt="q", response="a", between=" => ")
+
+
 def test_answers_apart_from_their_turns(hub, chat_tokenizer, caplog):
     def turns(info):
         return [

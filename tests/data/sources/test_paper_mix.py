@@ -94,7 +94,7 @@ def test_every_set_in_its_form(played, chat_tokenizer, capsys, caplog, benchmark
     )
     said = capsys.readouterr().err
     assert "infinity " in said and "(100 of it" not in said
-    assert ("train splits of 9 of the paper's 14 tasks are in" in said) == benchmarks
+    assert ("Trained on the train splits of 1 benchmark tasks (piqa)" in said) == benchmarks
     assert ("No train split of a benchmark" in said) != benchmarks
 
 
@@ -109,6 +109,18 @@ def test_sets_and_tasks_are_those_published():
         ("a-m-team/AM-DeepSeek-R1-Distilled-1.4M", "am_0.9M"),
     ]
     assert config.parts.benchmarks.source.tasks == list(FORMS)
+
+
+def test_a_base_model_reads_the_core_set_as_plain_text(played, base_tokenizer):
+    source = OmegaConf.load(CONFIG.with_name("paper_mix_base.yaml")).source
+    source.parts.benchmarks.source.tasks = ["piqa"]
+    corpus = Corpus.build(instantiate(source, _convert_="all"), base_tokenizer, 256, held_out=4)
+    documents = [*corpus.train.documents, *corpus.held_out.documents]
+    read = {(base_tokenizer.decode(d.tokens), base_tokenizer.decode(d.tokens[d.response])) for d in documents}
+    end = base_tokenizer.eos_token
+    assert (f"7M_core 3?\nAnswer: infinity 3{end}", f"infinity 3{end}") in read
+    assert (f"Question: goal 3\nAnswer: piqa 3{end}", f" piqa 3{end}") in read
+    assert len(documents) == 39
 
 
 def test_no_network_is_one_line_before_anything(monkeypatch, chat_tokenizer):
