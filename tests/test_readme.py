@@ -188,6 +188,9 @@ def verb(words: list[str], place: Place) -> None:
     if words[0].replace("-", "_") == "cache_teacher":
         cli.composed("cache_teacher", words[1:])
         words = [words[0], *made_tiny(words[1:], place)]
+    if words[0] == "evaluate":
+        evaluation(words[1:], place)
+        return
     if words[0] in ("playground", "serve"):  # which would not come back; tests/serve starts them
         cli.composed(words[0], words[1:])
         return
@@ -207,6 +210,30 @@ def verb(words: list[str], place: Place) -> None:
     if words[0] == "chat":
         given += ["max_new_tokens=4"] + ([] if "prompt=" in " ".join(words) else ["prompt=Hello"])
     done = place.razor(*given)
+    assert done.code == 0 and done.out, done.err
+    if "json=true" in words:
+        json.loads(done.out)
+
+
+def evaluation(words: list[str], place: Place) -> None:
+    """razor evaluate ...: every key and option exists; models are scored, tiny ones on rows of our own."""
+    from razor.cli.evaluate import leading
+    from razor.evals.rows import ROWS_VERSION
+    from tests.dist.test_scoring import stand_ins
+
+    names, overrides = leading(words)
+    composed = cli.composed("evaluate", overrides if names is None else ["target=given", *overrides])
+    assert cli.build(composed.evals).tasks
+    place.main_job.cache = place.tmp / "cache"
+    stand_ins(place.main_job.cache / "rows" / ROWS_VERSION)
+    kept = {
+        word.partition("=")[0]: word for word in overrides if not word.startswith(("evals", "kv", "target"))
+    }
+    if "out" in kept:
+        kept["out"] = f"out={place.tmp / 'scores'}"
+    count = len(names) if names else 1
+    targets = [str(place.run), *["tiny_llama", "tiny_qwen3", "tiny_llama"][: count - 1]]
+    done = place.razor("evaluate", *targets, *kept.values(), "evals.tasks=[piqa,sciq]", "evals.limit=3")
     assert done.code == 0 and done.out, done.err
     if "json=true" in words:
         json.loads(done.out)

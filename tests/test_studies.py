@@ -1,0 +1,160 @@
+"""The scripts that make studies, and the tables and figures made from their results."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from razor.cli.config import composed, model_source, quantization
+from razor.errors import RazorError
+from razor.quant import measure
+from tests.conftest import ROOT, in_process
+
+sys.path.insert(0, str(ROOT / "experiments"))
+
+
+def load(name: str) -> Any:
+    """A script by its path: several studies have a `run.py`."""
+    path = ROOT / "experiments" / f"{name}.py"
+    named = path.stem if path.parent.name == "experiments" else f"{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(named, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+cells, making = load("study_cells"), load("study_making")
+figures = load("study_figures")
+tables = load("study_tables")
+LADDER, SMALL_BUDGET = load("ladder/run"), load("small_budget/run")
+
+
+def cell(quant: str, method: str, kl: float, seed: int = 0, **more: Any) -> dict[str, Any]:
+    held_out = {"kl": kl, "perplexity": 10 * kl, "agreement": 50.0, "tokens": 99}
+    found = dict.fromkeys(cells.KEYS) | {
+        "quant": quant,
+        "method": method,
+        "seed": seed,
+        "w_a_kv": "W1.58-A8-KV8",
+        "tokens": 2000,
+        "calibration_tokens": 0,
+        "bits_per_weight": 2.3,
+        "ratio_paper": 6.8 if quant == "w1p58" else 4.9,
+        "held_out": held_out,
+        "curve": [[0, 11.0], [2000, kl]],
+        "hardware": {"device": "cpu", "name": "a processor", "cores": 2},
+    }
+    return found | more
+
+
+def test_a_result_without_a_key_of_the_form_is_not_written(tmp_path):
+    path = cells.place(tmp_path, "small", "w4", "ours", 0)
+    with pytest.raises(KeyError, match="held_out"):
+        cells.write(path, {key: None for key in cells.KEYS if key != "held_out"})
+    assert not path.exists()
+    cells.write(path, cell("w4", "ours", 0.5))
+    assert cells.read(tmp_path)[0]["held_out"]["kl"] == 0.5
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    (tmp_path / "w4_ours_s0.json").write_text('{"study": "ladder"}')
+    with pytest.raises(SystemExit, match=r"w4_ours_s0\.json"):
+        cells.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments").glob("*/results/**/*.json")), ids=lambda path: path.stem
+)
+def test_every_result_that_ships_has_the_form_and_says_how_it_was_made(path):
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if path.name == "layers.json":
+        assert found["errors"]
+        return
+    assert set(cells.KEYS) <= set(found)
+    assert found["hardware"] and found["git"] and found["command"]
+    command = found["command"] if isinstance(found["command"], str) else shlex.join(found["command"])
+    assert command.startswith("python ") and "/home" not in command and str(ROOT) not in command
+
+
+def test_tables_and_figures_are_those_of_the_results(tmp_path):
+    for path in tables.documents():
+        text = path.read_text(encoding="utf-8")
+        assert tables.written(text) == text, f"{path.name}: make table"
+    assert {name.name for name in (ROOT / "experiments" / "ladder").glob("*.png")} == {
+        f"{drawing}_{rung.name}.png"
+        for rung in (ROOT / "experiments" / "ladder" / "results").iterdir()
+        if rung.is_dir()
+        for drawing in figures.DRAWINGS
+    }
+    for name, draw in figures.DRAWINGS.items():
+        draw(
+            [cell("w1p58", "ours", 2.0), cell("w4", "ours", 0.3), cell("w1p58", "peer", 4.0)], tmp_path / name
+        )
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_repeats_are_a_mean_with_its_spread():
+    same = [cell("w1p58", "ours", kl, seed) for seed, kl in enumerate((2.0, 2.2, 2.4))]
+    assert tables.held_out(same, "kl", ".2f") == "2.20 ± 0.20"
+    assert tables.held_out(same[:1], "kl", ".2f") == "2.00"
+    order = tables.groups([cell("w1p58", "ours", 1), cell("w4", "peer", 1), cell("w4", "rtn", 1)])
+    assert list(order) == [("w4", "rtn"), ("w4", "peer"), ("w1p58", "ours")]
+
+
+def test_a_budget_is_equal_for_all_who_train():
+    for name, rung in LADDER.RUNGS.items():
+        steps = {}
+        for method in LADDER.RATES:
+            run, words = LADDER.Cell(name, "w1p58", method, 0, 0).command(LADDER.STUDIES, Path("run"))
+            given = dict(word.partition("=")[::2] for word in words)
+            own = int(given.get("trainer.max_steps") or given["steps"])
+            steps[method] = own * rung.rows + int(given.get("start.rows", 0))
+            if run is not None:
+                composed("train", [word for word in words[1:] if not word.startswith("hydra.")])
+        assert set(steps.values()) == {rung.steps * rung.rows}
+
+
+@pytest.mark.parametrize("quant", SMALL_BUDGET.WIDTHS)
+def test_variants_of_the_ablation_have_equal_rows_and_bits(quant):
+    skeleton = model_source(composed("train", ["experiment=ladder"])).skeleton()
+    for name in SMALL_BUDGET.VARIANTS:
+        config = composed("train", SMALL_BUDGET.words_of(name, quant, 0, 43))
+        looked = (config.start or {}).get("rows", 0)
+        assert config.trainer.max_steps * config.data.rows_per_batch + looked == 86, name
+        bits = measure(skeleton, quantization(config).plan(skeleton)).total.bits_per_weight
+        wanted = {"w1p58": 2.343, "mixed_2p79": 3.298}[quant]
+        assert wanted - 0.002 < bits < wanted + 0.0005, name
+
+
+@pytest.mark.parametrize(
+    ("study", "word", "said"),
+    [
+        (LADDER, "budget=tiny", "budget=tiny. Choices: small, cpu, gpu"),
+        (LADDER, "method=ours", "'method=ours' is no option"),
+        (LADDER, "quant=w3", "quant=w3. Choices: w4, mixed_2p79"),
+        (LADDER, "seeds=a", "seeds=a must be whole numbers"),
+        (SMALL_BUDGET, "variants=kl", "variants=kl. Choices: paper"),
+    ],
+)
+def test_a_wrong_option_is_one_line(study, word, said):
+    code, _, err = in_process(lambda: study.main([word]))
+    assert code == 2 and said in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_cell_that_is_there_is_skipped_and_a_failed_command_leaves_none(tmp_path, capsys):
+    path = tmp_path / "w4_ours_s0.json"
+    path.write_text("{}")
+    assert not making.make(path, ["train.py", "no=such"], {})
+    assert "is there" in capsys.readouterr().out
+    path.unlink()
+    with pytest.raises(RazorError, match="code 2 before w4_ours_s0"):
+        making.make(path, ["train.py", "model=nothing"], {}, tmp_path / "run")
+    assert not path.exists()
