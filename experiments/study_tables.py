@@ -131,9 +131,13 @@ def ladder(rung: str) -> str:
     return f"{markdown(head, rows, 2)}\n({hardware(cells)}; tokens: trained on + calibrated on.)\n"
 
 
-def variants(quant: str) -> str:
+def variants(quant: str, steps: int) -> str:
     """The ablation of a width: each variant beside the two recipes that it changes."""
-    cells = [cell for cell in study_cells.read(HERE / "small_budget" / "results") if cell["quant"] == quant]
+    cells = [
+        cell
+        for cell in study_cells.read(HERE / "small_budget" / "results" / f"{steps}_steps")
+        if cell["quant"] == quant
+    ]
     by_name = {method: same for (_, method), same in groups(cells).items()}
     if "paper" not in by_name:
         return NOT_YET
@@ -210,11 +214,31 @@ def rounding(rung: str) -> str:
     return f"{markdown(head, rows, 3)}\n({hardware(cells)}.)\n"
 
 
+def beside_peer() -> str:
+    """Peer and small-budget recipe, at every budget and width that has both."""
+    head = ["tokens seen", "W-A-KV", "bits per weight", "the peer's package", "this recipe", "change", "seeds"]
+    rows, used = [], []
+    for rung in ("small", "cpu", "gpu"):
+        found = groups(study_cells.ladder(rung))
+        for quant in WIDTHS:
+            peer, ours = found.get((quant, "peer")), found.get((quant, "ours"))
+            if peer and ours:
+                used += [*peer, *ours]
+                kl = [statistics.fmean(cell["held_out"]["kl"] for cell in same) for same in (ours, peer)]
+                seen, first = peer[0]["tokens"], ours[0]
+                row = [f"{seen:,}", first["w_a_kv"], f"{first['bits_per_weight']:.2f}"]
+                row += [held_out(same, "kl", ".3f") for same in (peer, ours)]
+                seeds = ", ".join(str(cell["seed"]) for cell in ours)
+                rows.append([*row, f"{100 * (kl[0] / kl[1] - 1):+.0f} %", seeds])
+    return f"{markdown(head, rows)}\n({hardware(used)}.)\n" if rows else NOT_YET
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "ladder_small": lambda: ladder("small"),
     "ladder_cpu": lambda: ladder("cpu"),
-    "small_budget_w1p58": lambda: variants("w1p58"),
-    "small_budget_mixed_2p79": lambda: variants("mixed_2p79"),
+    "small_budget_w1p58": lambda: variants("w1p58", 43),
+    "small_budget_mixed_2p79": lambda: variants("mixed_2p79", 43),
+    "beside_peer": beside_peer,
     "baselines": lambda: rounding("smollm2_135m"),
     "peer_grid_small": lambda: grid("small"),
 }
