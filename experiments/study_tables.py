@@ -216,7 +216,15 @@ def rounding(rung: str) -> str:
 
 def beside_peer() -> str:
     """Peer and small-budget recipe, at every budget and width that has both."""
-    head = ["tokens seen", "W-A-KV", "bits per weight", "the peer's package", "this recipe", "change", "seeds"]
+    head = [
+        "tokens seen",
+        "W-A-KV",
+        "bits per weight",
+        "the peer's package",
+        "this recipe",
+        "change",
+        "seeds",
+    ]
     rows, used = [], []
     for rung in ("small", "cpu", "gpu"):
         found = groups(study_cells.ladder(rung))

@@ -53,7 +53,7 @@ def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, main_job: Any) -> Ite
     spec.loader.exec_module(script)
 
     class Study:
-        students, results = sys.modules["students"], sys.modules["results"]
+        students, form = sys.modules["students"], sys.modules["study_cells"]
 
         def run(self, *words: str) -> int:
             places = (f"runs={tmp_path / 'runs'}", f"results={tmp_path / 'results'}")
@@ -64,7 +64,7 @@ def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, main_job: Any) -> Ite
 
     yield Study()
     for name in set(sys.modules) - before:
-        if name in ("students", "results", "making"):
+        if name == "students":
             del sys.modules[name]
 
 
@@ -85,7 +85,7 @@ def test_our_own_methods_make_cells_once(study: Any, capsys: pytest.CaptureFixtu
     assert study.run(*words) == 0 and study.run(*words) == 0
     assert capsys.readouterr().out.count("is there already") == 2
     rtn, gptq = study.cell("w4_rtn_s0"), study.cell("w4_gptq_s0")
-    assert set(study.results.KEYS) <= set(rtn) and rtn["w_a_kv"] == "W4-A8-KV8"
+    assert set(study.form.KEYS) <= set(rtn) and rtn["w_a_kv"] == "W4-A8-KV8"
     assert 0 < gptq["held_out"]["kl"] < rtn["held_out"]["kl"]
     assert rtn["calibration_tokens"] == 0 < gptq["calibration_tokens"] == gptq["told"]["tokens"]
     for key in ("bits_per_weight", "ratio_paper", "bytes_disk"):
