@@ -48,6 +48,14 @@ SOFT = {
 PLAIN = {quant: [f"quant={quant}"] for quant in WIDTHS}
 PLUS = {quant: [f"quant={quant}_plus"] for quant in WIDTHS}
 START = "start=gptq"
+SLOW = {
+    "w1p58": ["quant=w1p58_plus", "quant.weights.lr_multiplier=1"],
+    "mixed_2p79": [
+        "quant=mixed_2p79_plus",
+        "quant.weights.high.lr_multiplier=1",
+        "quant.weights.low.lr_multiplier=1",
+    ],
+}
 FAST, GENTLE = "trainer.learning_rate=1e-3", "trainer.learning_rate=3e-4"
 
 VARIANTS: dict[str, tuple[dict[str, list[str]], list[str]]] = {
@@ -82,7 +90,7 @@ VARIANTS: dict[str, tuple[dict[str, list[str]], list[str]]] = {
     "ours_6e-4": (PLUS, [START, "distill=small_budget", "trainer.learning_rate=6e-4"]),
     "ours_1e-3": (PLUS, [START, "distill=small_budget", FAST]),
     "ours_1e-4": (PLUS, [START, "distill=small_budget", "trainer.learning_rate=1e-4"]),
-    "ours_slow_scales": (PLUS, [START, "start.lr_multiplier=1", "distill=small_budget", GENTLE]),
+    "ours_slow_scales": (SLOW, [START, "distill=small_budget", GENTLE]),
     "ours_16_rows": (PLUS, ["start=gptq", "start.rows=16", "distill=small_budget", GENTLE]),
     "ours_linear": (PLUS, [START, "distill=small_budget", GENTLE, "trainer.schedule=linear"]),
     "ours_one_row": (
