@@ -132,7 +132,7 @@ def ladder(rung: str) -> str:
 
 
 def variants(quant: str, steps: int) -> str:
-    """The ablation of a width at a number of steps: each variant beside the paper's losses, or the first there is."""
+    """The ablation of a width at so many steps: each variant beside the paper's losses, or the first."""
     cells = [
         cell
         for cell in study_cells.read(HERE / "small_budget" / "results" / f"{steps}_steps")
