@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from razor.evals.aligned import aligned
 from razor.evals.held_out import HeldOut
 from razor.evals.scores import Score, Scores
 from razor.storage import atomic_write
@@ -87,18 +88,7 @@ class Report:
         average = ["average"] if tasks else []
         header = ["", "W-A-KV", *tasks, *average, "perplexity", "KL", "ratio", "on disk", "MB"]
         lines = [header] + [self._cells(row, bool(tasks)) for row in self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        text = [
-            "| "
-            + " | ".join(
-                cell.rjust(w) if i else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-            + " |"
-            for line in lines
-        ]
-        rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
-        return "\n".join([text[0], rule, *text[1:]])
+        return aligned(lines)
 
     @staticmethod
     def _cells(row: Row, scored: bool) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from razor.evals.aligned import aligned
 from razor.evals.report import _with_error
 from razor.evals.scores import Scores
 from razor.evals.targets import Target
@@ -65,18 +66,7 @@ class ScoreTable:
                     _number(size, ".1f"),
                 ]
             )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        text = [
-            "| "
-            + " | ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            + " |"
-            for line in lines
-        ]
-        rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
-        return "\n".join([text[0], rule, *text[1:]])
+        return aligned(lines)
 
     def markdown(self) -> str:
         """What report.md holds."""
