@@ -19,6 +19,7 @@ from razor.storage import atomic_write
 
 Cell = dict[str, Any]
 STUDIES = Path(__file__).resolve().parent
+LAYERS = STUDIES / "ladder" / "results" / "layers.json"
 
 KEYS = (
     "study",
@@ -94,6 +95,11 @@ def ladder(rung: str) -> list[Cell]:
     wanted = {(cell["quant"], cell["seed"]) for cell in cells}
     rounded = [cell for cell in read(STUDIES / "baselines" / "results") if cell["method"] in METHODS]
     return cells + [cell for cell in rounded if (cell["quant"], cell["seed"]) in wanted]
+
+
+def layers() -> dict[str, Any] | None:
+    """What ladder/layers.py measured, which is no cell; None before it was run."""
+    return json.loads(LAYERS.read_text(encoding="utf-8")) if LAYERS.is_file() else None
 
 
 def of_run(run: Path, row: str = "after", **given: Any) -> Cell:

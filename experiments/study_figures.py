@@ -1,9 +1,9 @@
-"""The figures of studies, from their results alone: what is left at which size, and what tokens buy."""
+"""The figures of studies, from their results alone: what is left at which size, what tokens buy, how layers err."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +102,36 @@ def tokens(cells: Sequence[Cell], path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+def layers(found: Mapping[str, Any], path: Path) -> None:
+    """Relative squared error of hidden states (logarithmic) from the first layer to the last; a line a method."""
+    figure, axes = axes_of(
+        f"Distance to the teacher, layer by layer ({found['w_a_kv']})",
+        "decoder layer whose output it is (0: embedding)",
+        "relative squared error of hidden states",
+    )
+    for method in (name for name in STYLE if name in found["errors"]):
+        label, colour, shape = STYLE[method]
+        errors = found["errors"][method]
+        axes.plot(range(len(errors)), errors, label=label, color=colour, marker=shape, ms=4, linewidth=1.4)
+    logarithmic(axes)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
 DRAWINGS: dict[str, Callable[[Sequence[Cell], Path], None]] = {"pareto": pareto, "tokens": tokens}
+"""What is drawn of the cells of a rung."""
 
 
 def draw_all() -> list[Path]:
-    """All figures of every rung of the ladder that has cells."""
+    """All figures of every rung of the ladder that has cells, and that of layers if they were measured."""
     drawn = []
-    for rung in sorted((HERE / "ladder" / "results").glob("*")):
+    for rung in sorted(path for path in (HERE / "ladder" / "results").iterdir() if path.is_dir()):
         cells = study_cells.ladder(rung.name)
         for name, draw in DRAWINGS.items():
             path = HERE / "ladder" / f"{name}_{rung.name}.png"
             draw(cells, path)
             drawn.append(path)
+    if measured := study_cells.layers():
+        drawn.append(HERE / "ladder" / "layers.png")
+        layers(measured, drawn[-1])
     return drawn

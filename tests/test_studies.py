@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from razor.cli.config import composed, model_source, quantization
 from razor.errors import RazorError
@@ -32,9 +33,11 @@ def load(name: str) -> Any:
 
 
 cells, making = load("study_cells"), load("study_making")
-figures = load("study_figures")
+figures, rows = load("study_figures"), load("study_rows")
+documents = load("study_documents")
 tables = load("study_tables")
 LADDER, SMALL_BUDGET = load("ladder/run"), load("small_budget/run")
+LAYERS = load("ladder/layers")
 
 
 def cell(quant: str, method: str, kl: float, seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -85,15 +88,18 @@ def test_every_result_that_ships_has_the_form_and_says_how_it_was_made(path):
 
 
 def test_tables_and_figures_are_those_of_the_results(tmp_path):
-    for path in tables.documents():
+    for path in documents.documents():
         text = path.read_text(encoding="utf-8")
-        assert tables.written(text) == text, f"{path.name}: make table"
-    assert {name.name for name in (ROOT / "experiments" / "ladder").glob("*.png")} == {
+        assert documents.written(text, tables.TABLES) == text, f"{path.name}: make table"
+    wanted = {
         f"{drawing}_{rung.name}.png"
         for rung in (ROOT / "experiments" / "ladder" / "results").iterdir()
         if rung.is_dir()
         for drawing in figures.DRAWINGS
     }
+    if cells.layers():
+        wanted.add("layers.png")
+    assert {path.name for path in (ROOT / "experiments" / "ladder").glob("*.png")} == wanted
     some = [cell("w1p58", "ours", 2.0), cell("w4", "ours", 0.3), cell("w1p58", "peer", 4.0)]
     for name, draw in figures.DRAWINGS.items():
         path = tmp_path / f"{name}.png"
@@ -101,11 +107,43 @@ def test_tables_and_figures_are_those_of_the_results(tmp_path):
         assert path.stat().st_size > 5000
 
 
+def test_errors_by_layer_are_a_figure_once_they_were_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "LAYERS", tmp_path / "layers.json")
+    assert cells.layers() is None and tables.layers() == ""
+    found = {"w_a_kv": "W1.58-A8-KV8", "rung": "cpu", "quant": "w1p58", "seed": 0, "tokens": 3800}
+    found |= {"hardware": cell("", "", 0)["hardware"]}
+    found |= {"errors": {"ours": [0.01, 0.2, 0.3], "rtn": [0.01, 1.1, 1.5]}}
+    cells.LAYERS.write_text(json.dumps(found))
+    assert "(layers.png)" in tables.layers() and "3,800 held-out tokens" in tables.layers()
+    figures.layers(cells.layers(), tmp_path / "layers.png")
+    assert (tmp_path / "layers.png").stat().st_size > 5000
+
+
+def test_errors_by_layer_grow_with_what_is_changed(main_job, tiny_student, monkeypatch, tmp_path, capsys):
+    """Of a packed model and of one rounded again; what is missing is told before any work."""
+    from razor.export.packed import save_packed
+
+    monkeypatch.setenv("RAZOR_CACHE", str(main_job.cache))
+    student, plan, tokenizer, teacher = tiny_student("w4")
+    folder = tmp_path / "ladder" / "cpu" / "w4_ours_s0" / "packed"
+    save_packed(student, plan, tokenizer, torch.bfloat16, folder, {})
+    words = ["model=tiny_llama", "quant=w4", "rows=2", f"runs={tmp_path}"]
+    words += [f"results={tmp_path / 'layers.json'}", "data.source.mix=null", "data.source.tokens=3000"]
+    words += ["data.held_out=4", "data.sequence_length=128"]
+    assert LAYERS.main([*words, "methods=rtn,ours"]) == 0
+    found = json.loads((tmp_path / "layers.json").read_text())
+    packed, rounded = found["errors"]["ours"], found["errors"]["rtn"]
+    assert packed == pytest.approx(rounded, rel=1e-3)  # the very same model
+    assert len(packed) == teacher.config.num_hidden_layers + 1 and 0 < packed[0] < min(packed[1:]) < 1
+    assert LAYERS.main([*words, "methods=rtn,paper"]) == 2
+    assert "w4_paper_s0' holds no packed model" in capsys.readouterr().err
+
+
 def test_repeats_are_a_mean_with_its_spread():
     same = [cell("w1p58", "ours", kl, seed) for seed, kl in enumerate((2.0, 2.2, 2.4))]
-    assert tables.held_out(same, "kl", ".2f") == "2.20 ± 0.20"
-    assert tables.held_out(same[:1], "kl", ".2f") == "2.00"
-    order = tables.groups([cell("w1p58", "ours", 1), cell("w4", "peer", 1), cell("w4", "rtn", 1)])
+    assert rows.held_out(same, "kl", ".2f") == "2.20 ± 0.20"
+    assert rows.held_out(same[:1], "kl", ".2f") == "2.00"
+    order = rows.groups([cell("w1p58", "ours", 1), cell("w4", "peer", 1), cell("w4", "rtn", 1)])
     assert list(order) == [("w4", "rtn"), ("w4", "peer"), ("w1p58", "ours")]
 
 

@@ -50,12 +50,13 @@ def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, main_job: Any) -> Ite
         script=script,
         batches=sys.modules["peer_batches"],
         cell=sys.modules["peer_cell"],
+        job=sys.modules["peer_job"],
         run=lambda *words: script.main([*TINY, *places, *words]),
         results=tmp_path / "results" / "tiny",
         runs=tmp_path / "runs" / "tiny",
     )
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("peer", "peer_batches", "peer_cell"):
+        if name.partition(".")[0] in ("peer", "peer_batches", "peer_best", "peer_cell", "peer_job"):
             del sys.modules[name]
 
 
@@ -110,7 +111,7 @@ def answer(study: SimpleNamespace, kl: dict[float, float | None]) -> Any:
         save_file(worse, folder / "latents.safetensors")
         held_out = {"kl": kl[cell.learning_rate], "perplexity": 9.0, "agreement": 50.0, "tokens": 9}
         return {
-            "job": study.cell.job_of(cell, run, files, folder),
+            "job": study.job.job_of(cell, run, files, folder),
             "diverged": None if held_out["kl"] else 2,
             "held_out": held_out if held_out["kl"] else None,
             "held_out_float32": held_out if held_out["kl"] else None,
@@ -249,7 +250,7 @@ def test_documents_in_one_row_are_kept_apart_in_the_peers_forward(study):
     assert study.run(f"peer={PEER}", "data.sequence_length=256", "data.held_out=12") == 0
     job = next(study.runs.glob("*/job.json"))
     command = [str(PEER / "bin" / "python"), "-c", ALONE, str(job), str(ROOT / "experiments" / "vs_peer")]
-    variables = study.cell.environment(1) | {"PYTHONPATH": str(ROOT / "benchmarks")}
+    variables = study.job.environment(1) | {"PYTHONPATH": str(ROOT / "benchmarks")}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     rows, tokens, kl = zip(*found, strict=True)

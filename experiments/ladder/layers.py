@@ -1,40 +1,116 @@
-"""How far each layer of small models is from the teacher's: relative error of hidden states on held-out text.
+"""How far each layer of small models is from the teacher's: relative squared error of its output on held-out text.
 
-    python experiments/ladder/layers.py "plain rounding=FOLDER" "Razor, 1.58 bits=RUN" ... > results/layers.json
+    python experiments/ladder/layers.py budget=cpu quant=w1p58 [methods=rtn,gptq,peer,paper,ours] [seed=0] [rows=16]
 
-Each folder is a packed model (of `razor quantize`, of a run of train.py); text is the held-out text of seed 0.
-For layer i: mean over tokens of |h - t|^2 / |t|^2 of its output, the last one after the final norm.
+The models are those of one rung and width of the ladder, from what making their cells left behind: packed models of
+runs of train.py, latents of the peer. Rounding after training left none, so it is done again: seconds, or a few
+minutes of GPTQ. A word with a dot in it (`data.source.tokens=14_000_000`) goes to train.py's config as it is.
+
+For layer i: mean over tokens of |h - t|^2 / |t|^2 of its output, the last one after the final norm. It is written
+to `results/layers.json`, from which `make table` draws a figure.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+HERE = Path(__file__).resolve().parent
+STUDIES = HERE.parent
+sys.path += [
+    str(STUDIES.parent / "benchmarks"),
+    *(str(STUDIES / name) for name in (".", "baselines", "vs_peer")),
+]
 
-import razor
-from razor.cli.config import composed
-from razor.cli.guard import guarded
-from razor.cli.teacher import teaching
-from razor.distill import Batch, Needs
-from razor.errors import RazorError
-from razor.export.compressed import packed_folder
-from razor.models import record
+import study_cells  # noqa: E402
+import torch  # noqa: E402
+from peer_batches import Run  # noqa: E402
+from peer_cell import student_of  # noqa: E402
+from peer_job import LATENTS, Cell  # noqa: E402
+from students import Maker  # noqa: E402
+from study_making import chosen, numbers, options_of  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-ROWS = 16
+import razor  # noqa: E402
+from razor.cli import config as cli  # noqa: E402
+from razor.cli.guard import guarded  # noqa: E402
+from razor.distill import Batch  # noqa: E402
+from razor.errors import RazorError  # noqa: E402
+from razor.export.compressed import packed_folder  # noqa: E402
+from razor.models.record import decoder_of  # noqa: E402
+from razor.storage import atomic_write  # noqa: E402
+from razor.train.facts import environment  # noqa: E402
+
+ROUNDED = ("rtn", "gptq")
+TRAINED = ("qat", "paper", "ours")
+CALIBRATED = 64
+"""Rows of text that GPTQ looks at, as in the study of rounding."""
+
+DEFAULTS = {
+    "budget": "cpu",
+    "quant": "w1p58",
+    "methods": "rtn,gptq,peer,paper,ours",
+    "seed": "0",
+    "rows": "16",  # of held-out text
+    "model": "smollm2_135m",
+    "runs": "runs",  # has ladder/ and vs_peer/
+    "results": str(study_cells.LAYERS),
+}
+
+
+def left(options: dict[str, str], method: str) -> Path | None:
+    """What making a cell left behind: a packed folder or the peer's latents; of rounding nothing, None.
+
+    Raises:
+        RazorError: it is not there.
+    """
+    runs, rung = Path(options["runs"]), options["budget"]
+    path = study_cells.place(STUDIES / "vs_peer", rung, options["quant"], method, int(options["seed"]))
+    if method in ROUNDED:
+        return None
+    if method in TRAINED:
+        return packed_folder(runs / "ladder" / rung / path.stem)
+    if not path.is_file():
+        raise RazorError(f"'{path}' is not there: the peer was not trained for budget={rung}.")
+    latents = runs / "vs_peer" / rung / Cell(**json.loads(path.read_text())["cell"]).name / LATENTS
+    if not latents.is_file():
+        raise RazorError(f"'{latents}' is gone: remove '{path}' and its cell in grid/ to train it again.")
+    return latents
+
+
+def student(run: Run, method: str, found: Path | None) -> Any:
+    """The small model of a method, in evaluation mode."""
+    if method in TRAINED:
+        return razor.load(found)[0].eval()
+    recipe = cli.build(run.config.quant)
+    if method == "peer":
+        assert found is not None
+        return student_of(run, recipe.plan(run.teaching.model.skeleton()), found, torch.bfloat16)
+    seed = run.teaching.seed
+    maker = Maker(run.teaching.model, recipe, run.corpus.train, seed, CALIBRATED, iters=0, library="on")
+    return maker.make(method, Path()).student.eval()
+
+
+def states(model: Any, batch: Batch) -> Sequence[Tensor]:
+    """Hidden states [B, T, width] as Transformers lists them, with the last one after the final norm.
+
+    Not by `razor.models.record`, which wants the head's weight: a packed model has none.
+    """
+    rows = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    return decoder_of(model)(**rows, use_cache=False, output_hidden_states=True).hidden_states
 
 
 @torch.no_grad()
-def errors(student: Any, teacher: Any, batches: list[Batch]) -> list[float]:
+def errors(student: Any, teacher: Any, batches: Sequence[Batch]) -> list[float]:
     """By layer, the embedding's output first."""
     count = teacher.config.num_hidden_layers + 1
     sums, tokens = torch.zeros(count, dtype=torch.float64), 0
-    needs = Needs(states=frozenset(range(count)))
     for batch in batches:
-        own, other = record(student, batch, needs).states, record(teacher, batch, needs).states
+        own, other = states(student, batch), states(teacher, batch)
         inside = batch.documents >= 0
         for layer in range(count):
             mine, wanted = own[layer][inside].double(), other[layer][inside].double()
@@ -43,22 +119,51 @@ def errors(student: Any, teacher: Any, batches: list[Batch]) -> list[float]:
     return [float(value) for value in sums / tokens]
 
 
-def main(words: list[str]) -> int:
-    """Return the exit code."""
+def measured(options: dict[str, str], methods: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+    """Errors of all methods, one model in memory at a time, and how they came about.
+
+    Args:
+        options: of this script.
+        methods: whose models.
+        words: overrides of train.py.
+    """
+    places = {method: left(options, method) for method in methods}  # says what is missing before any work
+    named = [f"{key}={options[key]}" for key in ("model", "quant", "seed")]
+    run = Run.of(["experiment=ladder", *named, *words])
+    teacher = run.teaching.model.load(torch.bfloat16).eval()
+    batches = list(run.corpus.held_out.batches(1))[: int(options["rows"])]
+    found = {}
+    for method, place in places.items():
+        print(f"{method}: {place or 'rounded again'}", file=sys.stderr, flush=True)
+        found[method] = errors(student(run, method, place), teacher, batches)
+    return {
+        "model": run.teaching.model.name,
+        "rung": options["budget"],
+        "quant": options["quant"],
+        "w_a_kv": cli.build(run.config.quant).w_a_kv,
+        "seed": run.teaching.seed,
+        "rows": len(batches),
+        "tokens": sum(int((batch.documents >= 0).sum()) for batch in batches),
+        "errors": found,
+        **environment(torch.device("cpu")),
+    }
+
+
+def main(words: Sequence[str]) -> int:
+    """Return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
 
     def job() -> int:
-        pairs = [word.partition("=") for word in words]
-        if not pairs or not all(equals for _, equals, _ in pairs):
-            raise RazorError("Give models as NAME=FOLDER, with packed folders or runs.")
-        folders = {name: packed_folder(Path(folder)) for name, _, folder in pairs}
-        found = teaching(composed("train", ["experiment=ladder"]))
-        found.check()
-        corpus, teacher = found.corpus(), found.load_teacher().eval()
-        batches = list(corpus.held_out.batches(2))[: ROWS // 2]
-        told = {
-            name: errors(razor.load(folder)[0].eval(), teacher, batches) for name, folder in folders.items()
-        }
-        print(json.dumps({"model": found.model.name, "rows": ROWS, "errors": told}, indent=1))
+        more = [word for word in words if "." in word.partition("=")[0]]
+        options = options_of([word for word in words if word not in more], DEFAULTS)
+        ways = [method for method in study_cells.METHODS if method in (*ROUNDED, "peer", *TRAINED)]
+        methods = chosen(options, "methods", ways)
+        for key, least in (("seed", 0), ("rows", 1)):
+            if len(given := numbers(options, key)) > 1 or given[0] < least:
+                raise RazorError(f"{key}={options[key]} must be one number of at least {least}.")
+        found = measured(options, methods, more)
+        command = shlex.join(["python", "experiments/ladder/layers.py", *words])
+        with atomic_write(Path(options["results"])) as temporary:
+            temporary.write_text(json.dumps(found | {"command": command}, indent=1) + "\n", encoding="utf-8")
         return 0
 
     return guarded(job, words)

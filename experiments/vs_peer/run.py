@@ -11,7 +11,6 @@ tasks. A word with a dot in it (`data.held_out=64`) goes to train.py's config as
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,16 +19,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "benchmarks")]
 
-import torch  # noqa: E402
 from peer.sides import cores  # noqa: E402
 from peer_batches import Run, written  # noqa: E402
-from peer_cell import LATENTS, Cell, kept, result, student_of  # noqa: E402
+from peer_best import GRID, grid, keep_best, kl_of, show, write_tuned  # noqa: E402
+from peer_cell import kept, result  # noqa: E402
+from peer_job import Cell  # noqa: E402
 
 from razor.cli import config as cli  # noqa: E402
 from razor.cli.guard import guarded  # noqa: E402
 from razor.errors import RazorError, did_you_mean  # noqa: E402
-from razor.evals import Benchmark  # noqa: E402
-from razor.storage import atomic_write  # noqa: E402
 
 DEFAULTS = {
     "methods": "peer",
@@ -58,8 +56,6 @@ DATA = {
     "trainer": "cpu",
 }
 """Overrides of train.py that all studies of this table share."""
-
-GRID = "grid"
 
 
 def options_of(words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -154,58 +150,6 @@ def tune(cells: list[Cell], shared: list[str], options: dict[str, str], override
         print(f"{cell.name}: held-out KL {show(kl_of(found))}", flush=True)
         keep_best(grid(results, first), folder)
     write_tuned(grid(results, first), run, folder, results, benchmark)
-
-
-def grid(results: Path, like: Cell) -> list[tuple[Cell, dict[str, Any]]]:
-    """All cells of a width and a seed that are there, the best first; also those of earlier commands."""
-    found = [json.loads(path.read_text()) for path in sorted((results / GRID).glob("*.json"))]
-    cells = [(Cell(**each["cell"]), each) for each in found]
-    own = [(cell, each) for cell, each in cells if (cell.quant, cell.seed) == (like.quant, like.seed)]
-    return sorted(own, key=lambda pair: kl_of(pair[1]))
-
-
-def keep_best(made: list[tuple[Cell, dict[str, Any]]], folder: Path) -> None:
-    """Remove the latents, half a gigabyte each, of all cells but the best so far."""
-    for cell, _ in made[1:]:
-        (folder / cell.name / LATENTS).unlink(missing_ok=True)
-
-
-def write_tuned(
-    made: list[tuple[Cell, dict[str, Any]]], run: Run, folder: Path, results: Path, benchmark: Benchmark
-) -> None:
-    """The best cell as this method's result, scored on tasks if that was asked for.
-
-    Scores that are there stay if the best cell is still the same, and nothing else is asked for.
-    """
-    cell, best = made[0]
-    path = results / f"{cell.quant}_peer_s{cell.seed}.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    asked = {"tasks": list(benchmark.tasks), "limit": benchmark.limit if benchmark.tasks else None}
-    scores, same = None, before.get("cell") == best["cell"]
-    if same and (not benchmark.tasks or before["evals"] == asked):
-        scores, asked = before["scores"], before["evals"]
-    elif benchmark.tasks and best["held_out"] is not None:
-        plan = cli.build(run.config.quant).plan(run.teaching.model.skeleton())
-        student = student_of(run, plan, folder / cell.name / LATENTS, torch.bfloat16)
-        scores = benchmark.score(student, run.teaching.model.tokenizer(), f"scoring {cell.name}").to_dict()
-    keys = ("learning_rate", "schedule", "losses", "layout")
-    tuned = [
-        {key: each["cell"][key] for key in keys} | {"kl": each["held_out"] and each["held_out"]["kl"]}
-        for _, each in made
-    ]
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(best | {"scores": scores, "evals": asked, "tuned": tuned}, indent=1))
-    print(f"{path}: the best of {len(made)}, held-out KL {show(kl_of(best))}", flush=True)
-
-
-def kl_of(found: dict[str, Any]) -> float:
-    """Held-out KL; infinite for a run that came to nothing."""
-    return float("inf") if found["held_out"] is None else float(found["held_out"]["kl"])
-
-
-def show(kl: float) -> str:
-    """For people."""
-    return "none, it diverged" if kl == float("inf") else f"{kl:.4f}"
 
 
 def command_of(cell: Cell, options: dict[str, str], overrides: dict[str, str]) -> list[str]:

@@ -1,0 +1,106 @@
+"""What tables of studies have in common: cells gathered by method, and the words of a row.
+
+Cells that differ in their seed alone are repeats of one measurement: they become one row, a mean with the standard
+deviation over the seeds. Nothing here knows which study a cell is of.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import study_cells
+from study_cells import Cell
+
+WIDTHS = ("w16", "w4", "mixed_2p79", "mixed_1p88", "w1p58")
+LABELS = {
+    "teacher": "16-bit teacher",
+    "rtn": "plain rounding",
+    "gptq": "GPTQ",
+    "start": "`start=gptq`",
+    "awq": "AWQ",
+    "autoround": "AutoRound",
+    "qat": "training on labels alone",
+    "peer": "`edgerazor` 1.3.5",
+    "paper": "the same losses in Razor",
+    "ours": "**Razor, small budget**",
+}
+"""What tables call a method."""
+
+HELD_OUT = (("kl", ".3f"), ("perplexity", ".4g"), ("agreement", ".1f"))
+"""Numbers on held-out text, as columns: key and digits."""
+
+
+def groups(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """Cells that differ in their seed alone, by quant and method, in the order of tables."""
+    order = {name: place for place, name in enumerate(study_cells.METHODS)}
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell["quant"], cell["method"]), []).append(cell)
+    places = {quant: place for place, quant in enumerate(WIDTHS)}
+
+    def place(key: tuple[str, str]) -> tuple[int, str, int, str]:
+        return places.get(key[0], len(places)), key[0], order.get(key[1], len(order)), key[1]
+
+    return {key: sorted(found[key], key=lambda cell: cell["seed"]) for key in sorted(found, key=place)}
+
+
+def spread(values: Sequence[float], digits: str) -> str:
+    """Mean, and standard deviation over seeds if there are several."""
+    mean = format(statistics.fmean(values), digits)
+    return mean if len(values) < 2 else f"{mean} ± {format(statistics.stdev(values), digits)}"
+
+
+def held_out(cells: Sequence[Cell], key: str, digits: str) -> str:
+    """A held-out number of repeats; a dash if a run came to nothing."""
+    values = [cell["held_out"][key] for cell in cells if cell["held_out"] is not None]
+    return spread(values, digits) if values else "-"
+
+
+def mean_kl(cells: Sequence[Cell]) -> float:
+    """Held-out KL, over the seeds."""
+    return statistics.fmean(cell["held_out"]["kl"] for cell in cells)
+
+
+def change(own: float, base: float) -> str:
+    """How far a number is from another one."""
+    return f"{100 * (own / base - 1):+.0f} %"
+
+
+def average(cells: Sequence[Cell]) -> str:
+    """Of the benchmarks, with the standard error that its rows leave."""
+    scored = [cell["scores"] for cell in cells if cell["scores"] and cell["scores"]["tasks"]]
+    if not scored:
+        return "-"
+    errors = [
+        sum((task["stderr"] or 0) ** 2 for task in each["tasks"]) ** 0.5 / len(each["tasks"])
+        for each in scored
+    ]
+    return f"{statistics.fmean(each['average'] for each in scored):.1f} ± {statistics.fmean(errors):.1f}"
+
+
+def tokens(cell: Cell) -> str:
+    """Trained on, and calibrated on if it was."""
+    calibrated = cell["calibration_tokens"]
+    return f"{cell['tokens']:,}" + (f" + {calibrated:,}" if calibrated else "")
+
+
+def seeds(cells: Sequence[Cell]) -> str:
+    """Of the repeats in a row."""
+    return ", ".join(str(cell["seed"]) for cell in cells)
+
+
+def hardware(cells: Sequence[Cell]) -> str:
+    """What the cells were made on, for the line below a table."""
+    found = {
+        (c["hardware"]["device"], c["hardware"]["name"], c["hardware"]["cores"])
+        for c in cells
+        if c["hardware"]
+    }
+    return "; ".join(f"{device}: {name}, {cores} cores" for device, name, cores in sorted(found))
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table whose first columns are text."""
+    rule = ["---"] * words + ["--:"] * (len(head) - words)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows)) + "\n"
