@@ -36,7 +36,7 @@ def _kind(format: Format) -> str:
     if isinstance(format, RowMix):
         high = Fraction(format.fraction).limit_denominator(1000)
         parts = f"{high} {_kind(format.high)} + {1 - high} {_kind(format.low)}"
-        return parts if format.rows == "even" else f"{parts} by {format.rows}"
+        return parts if format.rows == "even" else f"{parts} by {format.rows.partition(':')[0]}"
     if isinstance(format, LearnedScale):
         return " ".join(["learned", _kind(format.base), *_unusual(format, "base")])
     word, width = SHORT.get(type(format), (type(format).__name__, ""))

@@ -14,9 +14,10 @@ scores from elsewhere (`choose`); the map, one bit a row, is then stored and cou
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,21 @@ from razor.quant.grouped import Grouped
 from razor.quant.packing import bytes_of_bits, pack_bits, unpack_bits
 from razor.spec import read
 
-Rows = Literal["even", "error"]
+EVEN, ERROR, MAP = "even", "error", "map:"
+"""Which rows are high: spread evenly; those that gain most; those of a map that follows."""
+
+
+def map_of(chosen: Tensor) -> str:
+    """`rows=` for a choice of rows: [rows] bool -> "map:" and a hexadecimal digit for every four of them."""
+    bits = [int(bit) for bit in chosen.tolist()]
+    fours = [sum(bit << place for place, bit in enumerate(bits[i : i + 4])) for i in range(0, len(bits), 4)]
+    return MAP + "".join(f"{four:x}" for four in fours)
+
+
+def rows_of(text: str, rows: int) -> Tensor:
+    """[rows] bool: inverse of `map_of`; what lies beyond the last row is left out."""
+    digits = torch.tensor([int(digit, 16) for digit in text.removeprefix(MAP)])
+    return ((digits.unsqueeze(1) >> torch.arange(4)) & 1).bool().flatten()[:rows]
 
 
 def even_rows(rows: int, fraction: float) -> Tensor:
@@ -62,13 +77,14 @@ class RowMix(Format):
         high: format of the chosen rows.
         low: format of the others.
         fraction: part of the rows that is high, 0..1.
-        rows: "even" spreads them; "error" takes those that gain most, and stores which.
+        rows: "even" spreads them; "error" takes those that gain most, and stores which; "map:..." says which (see
+            `map_of`), as many as `fraction` has.
 
     Raises:
         RazorError: fraction outside 0..1, formats whose groups or scale types differ, or no group within a row.
     """
 
-    def __init__(self, high: Grouped, low: Grouped, fraction: float, rows: Rows = "even") -> None:
+    def __init__(self, high: Grouped, low: Grouped, fraction: float, rows: str = EVEN) -> None:
         super().__init__()
         read(Grouped, high, "high")
         read(Grouped, low, "low")
@@ -88,8 +104,9 @@ class RowMix(Format):
                 f"Formats mixed by rows need one scale_dtype, not {high.scale_dtype} (high) and "
                 f"{low.scale_dtype} (low)."
             )
-        if rows not in get_args(Rows):
-            raise RazorError(f"RowMix rows='{rows}'. Choices: {', '.join(get_args(Rows))}.")
+        read(str, rows, "rows")
+        if rows not in (EVEN, ERROR) and not re.fullmatch(f"{MAP}[0-9a-f]+", rows):
+            raise RazorError(f"RowMix rows='{rows}'. Choices: {EVEN}, {ERROR}, {MAP} and hexadecimal digits.")
         self.high, self.low, self.fraction, self.rows = high, low, float(fraction), rows
         self.chosen: Tensor | None
         self.register_buffer("chosen", None)
@@ -105,6 +122,14 @@ class RowMix(Format):
 
     def check(self, shape: Shape, where: str) -> None:  # noqa: D102 - see Format
         self.high.check(shape, where)
+        if self.rows.startswith(MAP):
+            digits, many = len(self.rows) - len(MAP), count_high(shape[0], self.fraction)
+            found = int(rows_of(self.rows, shape[0]).sum())
+            if digits != math.ceil(shape[0] / 4) or found != many:
+                raise RazorError(
+                    f"The map of rows of '{where}' has {digits} digits and {found} high rows; {shape[0]} rows with "
+                    f"fraction {self.fraction:g} high have {math.ceil(shape[0] / 4)} digits and {many} of them."
+                )
 
     def gain(self, x: Tensor) -> Tensor:
         """[rows] squared error that each row loses by being high."""
@@ -121,9 +146,13 @@ class RowMix(Format):
 
     def rows_high(self, x: Tensor) -> Tensor:
         """[rows] bool: which rows of `x` are high."""
-        if self.rows == "even":
+        if self.rows == EVEN:
             return even_rows(len(x), self.fraction).to(x.device)
-        return self.top(self.gain(x.detach())) if self.chosen is None else self.chosen
+        if self.chosen is not None:
+            return self.chosen
+        if self.rows.startswith(MAP):
+            return rows_of(self.rows, len(x)).to(x.device)
+        return self.top(self.gain(x.detach()))
 
     def bind(self, weight: Tensor) -> Format:
         """Fix which rows are high, and bind both formats to theirs."""
@@ -131,7 +160,7 @@ class RowMix(Format):
 
     def choose(self, weight: Tensor, scores: Tensor) -> RowMix:
         """As `bind`, with the rows of highest score high (for rows="error"): [rows], any unit."""
-        if self.rows == "even" or len(scores) != len(weight):
+        if self.rows != ERROR or len(scores) != len(weight):
             raise RazorError(
                 f"RowMix.choose needs rows='error' and a score a row, not rows='{self.rows}' and "
                 f"{len(scores)} scores for {len(weight)} rows."
@@ -143,11 +172,11 @@ class RowMix(Format):
         many = count_high(len(weight), self.fraction)
         order = torch.argsort((~chosen).to(torch.uint8), stable=True)
         high, low = self.high.bind(weight[order[:many]]), self.low.bind(weight[order[many:]])
-        if self.rows == "even" and high is self.high and low is self.low:
+        if self.rows == EVEN and high is self.high and low is self.low:
             return self
         assert isinstance(high, Grouped) and isinstance(low, Grouped)
         bound = RowMix(high, low, self.fraction, self.rows)
-        if self.rows != "even":
+        if self.rows != EVEN:
             bound.chosen = chosen
         return bound
 
@@ -177,7 +206,7 @@ class RowMix(Format):
         parts = [
             (rows, part.encode(x.detach().index_select(0, rows))) for _, part, rows in self._parts(chosen)
         ]
-        return self._joined(parts, None if self.rows == "even" else chosen)
+        return self._joined(parts, None if self.rows == EVEN else chosen)
 
     def _chosen(self, codes: Codes) -> Tensor:
         if codes.high is not None:
@@ -225,7 +254,7 @@ class RowMix(Format):
 
     def side_bits(self, shape: Shape) -> float:
         """Bits of scales, zero points and, if it is stored, the map of rows (one bit each)."""
-        stored = 0 if self.rows == "even" else shape[0]
+        stored = 0 if self.rows == EVEN else shape[0]
         return stored + sum(part.side_bits(size) for _, part, size in self._sizes(shape))
 
     def pack(self, codes: Codes) -> dict[str, Tensor]:
@@ -239,7 +268,7 @@ class RowMix(Format):
 
     def unpack(self, tensors: Mapping[str, Tensor], shape: Shape) -> Codes:  # noqa: D102
         device, high = tensors["high.scales"].device, None
-        if self.rows != "even":
+        if self.rows != EVEN:
             high = unpack_bits(tensors["map"], 1, shape[0]).bool()
         chosen = even_rows(shape[0], self.fraction).to(device) if high is None else high
         parts = []
@@ -256,7 +285,7 @@ class RowMix(Format):
             for name, part, size in self._sizes(shape)
             for key, kind in part.packed_layout(size).items()
         }
-        if self.rows != "even":
+        if self.rows != EVEN:
             layout["map"] = ((bytes_of_bits(shape[0], 1),), torch.uint8)
         return layout
 

@@ -9,7 +9,7 @@ import torch
 
 from razor.errors import RazorError
 from razor.quant import Affine, Float16, Integer, LearnedScale, RowMix, StretchedElastic, Ternary
-from razor.quant.rowmix import even_rows
+from razor.quant.rowmix import even_rows, map_of, rows_of
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 1 / 3, 0.37, 0.5, 0.6, 0.875, 1.0])
@@ -100,3 +100,38 @@ def test_what_cannot_be_mixed_is_said():
         RowMix(Integer(4, 8), Ternary(8, scale_dtype="bfloat16"), 0.5)
     with pytest.raises(RazorError, match=r"rows='best'. Choices: even, error"):
         RowMix(Integer(4, 8), Ternary(8), 0.5, "best")
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 20, 64])
+def test_a_map_says_which_rows(rows):
+    """As a start or an allocation found them: it goes through a plan, a file and a packed matrix."""
+    chosen = torch.rand(rows, generator=torch.Generator().manual_seed(rows)) < 0.4
+    chosen[0] = True
+    text, x = map_of(chosen), torch.randn(rows, 32)
+    assert torch.equal(rows_of(text, rows), chosen)
+    mapped = mix(int(chosen.sum()) / rows, text)
+    mapped.check(x.shape, "here")
+    again = RowMix.from_spec(mapped.spec())
+    codes = again.encode(x)
+    assert torch.equal(codes.high, chosen)
+    expected = torch.where(chosen.unsqueeze(1), Integer(4, 16).quantize(x), Ternary(16).quantize(x))
+    assert torch.equal(again.quantize(x), expected) and torch.equal(again.bind(x).quantize(x), expected)
+    assert torch.equal(again.decode(again.unpack(again.pack(codes), x.shape)), expected)
+    assert again.bits(x.shape) == mix(int(chosen.sum()) / rows, "error").bits(x.shape)
+    assert sum(t.nbytes for t in again.pack(codes).values()) == again.packed_bytes(x.shape)
+
+
+def test_a_map_of_another_matrix_is_an_error():
+    mapped = mix(0.5, "map:3c")  # eight rows, the outer four high
+    mapped.check((8, 32), "here")
+    assert rows_of("map:3c", 8).tolist() == [True, True, False, False, False, False, True, True]
+    with pytest.raises(
+        RazorError, match=r"map of rows of 'here' has 2 digits and 4 high rows; 12 rows .* 3 digits"
+    ):
+        mapped.check((12, 32), "here")
+    with pytest.raises(
+        RazorError, match=r"2 high rows; 6 rows with fraction 0.5 high have 2 digits and 3 of them"
+    ):
+        mapped.check((6, 32), "here")
+    with pytest.raises(RazorError, match=r"rows='map:xy'. Choices: even, error, map:"):
+        mix(0.5, "map:xy")
