@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from razor import cli
+from razor.allocate import Automatic
 from razor.distill import Objective
 from razor.evals import Benchmark
 from razor.models import ModelSource
@@ -94,7 +95,8 @@ def test_every_option_composes_and_instantiates(
     assert not missing_in(config)
     OmegaConf.to_container(config, resolve=True)  # every reference leads somewhere
     assert isinstance(cli.model_source(config), ModelSource)
-    assert isinstance(cli.build(config.quant), PlanFile if option == "plan" else QuantRecipe)
+    kinds = {"plan": PlanFile, "auto_2p79": Automatic, "auto_1p88": Automatic}
+    assert isinstance(cli.build(config.quant), kinds.get(option, QuantRecipe))
     assert isinstance(cli.build(config.distill), Objective)
     assert isinstance(cli.build(config.trainer), TrainSettings)
     assert isinstance(cli.build(config.evals), Benchmark)

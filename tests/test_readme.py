@@ -188,8 +188,8 @@ def verb(words: list[str], place: Place) -> None:
     if words[0].replace("-", "_") == "cache_teacher":
         cli.composed("cache_teacher", words[1:])
         words = [words[0], *made_tiny(words[1:], place)]
-    if words[0] == "evaluate":
-        evaluation(words[1:], place)
+    if words[0] in ("evaluate", "allocate"):
+        {"evaluate": evaluation, "allocate": allocation}[words[0]](words[1:], place)
         return
     if words[0] in ("playground", "serve"):  # which would not come back; tests/serve starts them
         cli.composed(words[0], words[1:])
@@ -203,8 +203,8 @@ def verb(words: list[str], place: Place) -> None:
         options.setdefault("dirs", "runs")
     options = place.own_files(options, options.get("model", "smollm2_135m"))
     given = [words[0], *(f"{key}={place.run if key == 'run' else value}" for key, value in options.items())]
-    if words[0] == "quantize":
-        given.append(f"model={TINY['model']}")
+    if words[0] == "quantize" or options.get("quant", "").startswith("auto"):
+        given = [word for word in given if not word.startswith("model=")] + [f"model={TINY['model']}"]
     if words[0] == "rerun" and "out" not in options:
         given.append(f"out={place.tmp / 'again'}")
     if words[0] == "chat":
@@ -212,6 +212,25 @@ def verb(words: list[str], place: Place) -> None:
     done = place.razor(*given)
     assert done.code == 0 and done.out, done.err
     if "json=true" in words:
+        json.loads(done.out)
+
+
+def allocation(words: list[str], place: Place) -> None:
+    """razor allocate ...: every key and option exists; a plan is found for a tiny model, whose sizes are others."""
+    cli.composed("allocate", words)
+    given = dict(word.partition("=")[::2] for word in words)
+    for key in ("budget", "unit", "fits"):
+        given.pop(key, None)
+    tiny = {key: value for key, value in TINY.items() if key == "model" or key.startswith("data.")}
+    given |= tiny | {"trainer": "cpu", "out": str(place.tmp / "found")}
+    if "scores" in given:
+        given["scores"] = str(place.tmp / "scores")
+        before = {key: value for key, value in given.items() if key not in ("scores", "json")}
+        made = place.razor("allocate", *(f"{k}={v}" for k, v in (before | {"out": given["scores"]}).items()))
+        assert made.code == 0, made.err
+    done = place.razor("allocate", *(f"{key}={value}" for key, value in given.items()))
+    assert done.code == 0 and (place.tmp / "found" / "plan.yaml").is_file(), done.err
+    if given.get("json") == "true":
         json.loads(done.out)
 
 

@@ -52,8 +52,13 @@ def model_source(config: DictConfig) -> Any:
     return build(model.source)
 
 
-def quantization(config: DictConfig) -> Any:
-    """What a config's `quant` says, a recipe or a plan.
+def quantization(config: DictConfig, folder: Path | None = None, before: Any = None) -> Any:
+    """What a config's `quant` says, a recipe or a plan; where it says that one is to be found (quant=auto_*), that.
+
+    Args:
+        config: of a verb.
+        folder: of a run, which keeps the plan that is found for it.
+        before: is called with a plan of the same size before anything heavy runs to find one; True: that will do.
 
     Raises:
         RazorError: `recipe=FILE` was given, but nothing reads it.
@@ -63,7 +68,12 @@ def quantization(config: DictConfig) -> Any:
         raise RazorError(
             f"recipe={config.recipe} is read by quant=recipe and distill=recipe alone: give one."
         )
-    return build(config.quant)
+    found = build(config.quant)
+    if not str(config.quant.get("_target_", "")).endswith("Automatic"):
+        return found
+    from razor.cli.allocate import found_plan
+
+    return found_plan(config, found, folder, before)
 
 
 def about(config: DictConfig, recipe: Any, origin: str) -> dict[str, str | None]:

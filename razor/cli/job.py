@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -27,32 +28,36 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     from razor.export.folder import RECIPE
     from razor.recipe import Recipe
     from razor.train.facts import record_environment
-    from razor.train.job import Job
+    from razor.train.job import Job, check
     from razor.train.run import run_job
 
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     own = folder / RECIPE
     kept = Recipe.load(own) if resume and own.is_file() else None  # nothing outside its folder steers a run
-    recipe = kept.quant if kept and kept.quant else quantization(config)
     start = build(config.get("start")) or None
-    recipe = recipe if start is None else start.held(recipe)
-    job = Job(
-        folder=folder,
-        teaching=teaching(config, cache_command(overrides_of(folder), config.get("teacher_targets"))),
-        model_note=config.model.note,
-        recipe=recipe,
-        objective=kept.distill if kept and kept.distill else build(config.distill),
-        rows_per_batch=config.data.rows_per_batch,
-        benchmark=build(config.evals),
-        loggers=build(config.logger) or {},
-        callbacks=build(config.get("callbacks")) or {},
-        seed=config.seed,
-        config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
-        about=about(config, recipe, DISTILLED),
-        exporters=exporters_of(config.get("export")),
-        start=start,
-    )
+
+    def job_of(quant: Any) -> Job:
+        recipe = quant if start is None else start.held(quant)
+        return Job(
+            folder=folder,
+            teaching=teaching(config, cache_command(overrides_of(folder), config.get("teacher_targets"))),
+            model_note=config.model.note,
+            recipe=recipe,
+            objective=kept.distill if kept and kept.distill else build(config.distill),
+            rows_per_batch=config.data.rows_per_batch,
+            benchmark=build(config.evals),
+            loggers=build(config.logger) or {},
+            callbacks=build(config.get("callbacks")) or {},
+            seed=config.seed,
+            config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
+            about=about(config, recipe, DISTILLED),
+            exporters=exporters_of(config.get("export")),
+            start=start,
+        )
+
+    found = kept.quant if kept and kept.quant else None
+    job = job_of(found or quantization(config, folder, lambda stand_in: check(job_of(stand_in))))
     if not resume:
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(config, resolve=True))

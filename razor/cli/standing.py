@@ -36,6 +36,7 @@ LEFT = (
     "budget.json",
     "environment.json",
     "start.json",
+    "allocation",
     "changes.diff",
     "scores",
     "logs",

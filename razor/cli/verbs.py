@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from razor.cli.allocate import allocate
 from razor.cli.compare import compare
 from razor.cli.config import about, build, composed, conf_dir, model_source, quantization
 from razor.cli.estimate import estimate
@@ -151,6 +152,7 @@ def cache_teacher(overrides: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "size": size,
     "plan": plan,
+    "allocate": allocate,
     "estimate": estimate,
     "formats": formats,
     "quantize": quantize,

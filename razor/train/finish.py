@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from razor.data.corpus import Corpus
 from razor.data.sources.hub_benchmarks import said_of
 from razor.data.steps import StepBatches
+from razor.evals.allocation_report import of_run
 from razor.evals.figures import draw_losses, draw_score_vs_ratio
 from razor.evals.report import Report, Row
 from razor.export.compressed import Compressed
@@ -53,7 +54,7 @@ def finish(
     if draw_losses(job.folder / LOGS / "metrics.csv", job.folder / "losses.png"):
         report.figures.append("losses")
     draw_score_vs_ratio(report.rows, job.folder / "score_vs_ratio.png")
-    report.figures.append("score_vs_ratio")
+    report.figures += ["score_vs_ratio", *of_run(job.folder)[1]]
     report.save(job.folder)
     print(f"\n{report.table()}\n")
     for note in report.notes:
@@ -145,5 +146,6 @@ def _facts(
         }
         | taught
         | start_facts(job.folder)
+        | of_run(job.folder)[0]
         | environment(job.settings.device)
     )

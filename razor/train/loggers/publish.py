@@ -12,10 +12,12 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
+from razor.evals import allocation_report
 from razor.evals.report import Report
 
-FIGURES = ("losses.png", "score_vs_ratio.png")
-FILES = ("report.json", "report.md", "recipe.yaml", "config.yaml", "packed/razor.json", *FIGURES)
+FIGURES = ("losses.png", "score_vs_ratio.png", *(f"{name}.png" for name in allocation_report.FIGURES))
+FOUND = (f"{allocation_report.FOLDER}/{allocation_report.NUMBERS}",)
+FILES = ("report.json", "report.md", "recipe.yaml", "config.yaml", "packed/razor.json", *FIGURES, *FOUND)
 """What makes up the report of a run, in its folder; `razor.json` holds the plan, `packed/` is the whole model."""
 
 
