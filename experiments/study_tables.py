@@ -19,6 +19,7 @@ sys.path.insert(0, str(HERE))
 import study_cells  # noqa: E402
 import study_documents  # noqa: E402
 import study_figures  # noqa: E402
+from allocation.tables import allocation  # noqa: E402
 from study_cells import Cell  # noqa: E402
 from study_rows import (  # noqa: E402
     HELD_OUT,
@@ -141,6 +142,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "small_budget_long": lambda: variants("w1p58", 232),
     "beside_peer": beside_peer,
     "baselines": lambda: rounding("smollm2_135m"),
+    "allocation": allocation,
     "peer_grid_small": lambda: grid("small"),
 }
 """What documents may ask for."""

@@ -1,0 +1,237 @@
+"""Which matrix deserves which bits: plans that were found against every n-th row, before any training.
+
+    python experiments/allocation/run.py
+    python experiments/allocation/run.py quant=mixed_2p79 score=fisher granularity=matrix,row swaps=0,24 [seed=0]
+
+For every width there is the paper's mixing (`every_nth`: quant=mixed_2p79, mixed_1p88), as many rows chosen by
+squared error (`by_error`), and a plan for each score and granularity that has at most the same bits per weight,
+embedding, scales and maps of rows included. Text, held-out rows and formats around the decoder are those of the
+other studies. A cell is a file in `results/RUNG/`; one that is there is not made again. README.md has the study.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import study_cells  # noqa: E402
+import study_making  # noqa: E402
+
+from razor.allocate import Automatic, Search  # noqa: E402
+from razor.cli import config as cli  # noqa: E402
+from razor.cli.allocate import ready, settled  # noqa: E402
+from razor.cli.guard import guarded  # noqa: E402
+from razor.cli.teacher import teaching  # noqa: E402
+from razor.errors import RazorError  # noqa: E402
+from razor.quant import Format, measure  # noqa: E402
+from razor.recipe import PlanFile  # noqa: E402
+from razor.train.facts import environment  # noqa: E402
+from razor.train.run import quieten  # noqa: E402
+
+DEFAULTS = {
+    "quant": "mixed_2p79,mixed_1p88",  # whose bits per weight a plan has to keep
+    "score": "fisher,activation_error,weight_error,kl",
+    "granularity": "matrix,row",
+    "swaps": "0",  # plans tried on true KL
+    "seed": "0",  # of the text's split, of the rows that are looked at
+    "options": "ternary,int2,int3,int4",
+    "rows": "64",  # of training text that a score looks at
+    "kl_rows": "8",  # of them for true KL
+    "rung": "smollm2_135m",
+    "model": "smollm2_135m",
+    "tokens": "140000",  # of the text
+    "mix": "chat: 0.5, text: 0.5",  # kinds of it
+    "held_out": "64",  # documents
+    "sequence_length": "256",
+    "results": str(HERE / "results"),
+}
+BASES = ("every_nth", "by_error")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell to be made.
+
+    Attributes:
+        quant: the paper's mixing of that width.
+        seed: of the text.
+        score: one of razor.allocate, or of `BASES`.
+        granularity: of the plan; "row" for `BASES`.
+        swaps: plans tried on true KL.
+    """
+
+    quant: str
+    seed: int
+    score: str
+    granularity: str = "row"
+    swaps: int = 0
+
+    @property
+    def method(self) -> str:
+        """What tables and files call it."""
+        if self.score in BASES:
+            return self.score
+        return f"{self.score}_{self.granularity}" + (f"_swaps{self.swaps}" if self.swaps else "")
+
+
+def words_of(options: dict[str, str], case: Case) -> list[str]:
+    """The words of `razor allocate` whose text, model and options a cell has."""
+    return [
+        f"model={options['model']}",
+        f"seed={case.seed}",
+        "data=teacher_made",
+        f"data.source.mix={{{options['mix']}}}",
+        f"data.source.tokens={options['tokens']}",
+        f"data.held_out={options['held_out']}",
+        f"data.sequence_length={options['sequence_length']}",
+        "trainer=cpu",
+        f"options=[{options['options']}]",
+        f"rows={options['rows']}",
+        f"kl_rows={options['kl_rows']}",
+        f"check={options['held_out']}",
+    ]
+
+
+class Maker:
+    """Makes cells, with one model in memory for all of a seed."""
+
+    def __init__(self, options: dict[str, str]) -> None:
+        self.options = options
+        self._search: Search | None = None
+        self._seed = -1
+
+    def search(self, case: Case, config: Any, automatic: Automatic) -> Search:
+        """A search for a cell; the model and what its teacher says of the held-out rows are kept between cells."""
+        if self._search is None or self._seed != case.seed:
+            self._search, self._seed = ready(config, automatic, True)[0], case.seed
+        return self._search.after(automatic)
+
+    def make(self, case: Case, path: Path) -> None:
+        """Make and score one cell."""
+        config = cli.composed("allocate", words_of(self.options, case))
+        source = cli.model_source(config)
+        base = cli.composed("size", [f"model={self.options['model']}", f"quant={case.quant}"])
+        if case.score == "by_error":
+            base.quant.weights.rows = "error"
+        recipe = cli.build(base.quant)
+        plan = recipe.plan(source.skeleton())
+        bits = measure(source.skeleton(), plan).total.bits_per_weight
+        config.budget, config.unit, config.swaps = bits, "bpw", case.swaps
+        if case.score not in BASES:
+            config.score, config.granularity = case.score, case.granularity
+        search = self.search(case, config, settled(config))
+        begun, formats = (
+            time.perf_counter(),
+            {name: plan.modules[name].weights for name in search.space.targets},
+        )
+        told: dict[str, Any] = {"predicted": None, "predicted_unit": None, "calibration_kl": None}
+        looked, seconds = 0, 0.0
+        if case.score not in BASES:
+            formats, told, looked, seconds = self._found(search)
+            plan = search.space.plan(formats)
+        seconds += time.perf_counter() - begun
+        kl = search.held_out_kl(formats)
+        size = measure(source.skeleton(), plan)
+        told_of = PlanFile(case.quant, plan)
+        told_of.plan(source.skeleton())
+        study_cells.write(
+            path,
+            {
+                "study": "allocation",
+                "rung": self.options["rung"],
+                "model": config.model.name,
+                "note": config.model.note,
+                "quant": case.quant,
+                "w_a_kv": told_of.w_a_kv,
+                "method": case.method,
+                "seed": case.seed,
+                "tokens": 0,
+                "calibration_tokens": looked,
+                "steps": 0,
+                "learning_rate": None,
+                "schedule": None,
+                "bits_per_weight": size.total.bits_per_weight,
+                "code_bits": size.code_bits,
+                "ratio_paper": size.total.ratio_paper,
+                "ratio_disk": size.total.ratio_disk,
+                "bytes_disk": size.total.bytes_disk,
+                "held_out": {
+                    "kl": kl,
+                    "perplexity": None,
+                    "agreement": None,
+                    "tokens": search.held_out.tokens,
+                },
+                "scores": None,
+                "curve": [],
+                "seconds": seconds,
+                "tokens_per_second": None,
+                "options": self.options["options"],
+                "score": case.score,
+                "granularity": case.granularity,
+                "swaps": case.swaps,
+                **told,
+                **environment(teaching(config).settings.device),
+                "command": shlex.join(["python", "experiments/allocation/run.py", *sys.argv[1:]]),
+            },
+        )
+        print(
+            f"{path.stem}: KL {kl:.3f} nats at {size.total.bits_per_weight:.4f} bits per weight", flush=True
+        )
+
+    @staticmethod
+    def _found(search: Search) -> tuple[dict[str, Format], dict[str, Any], int, float]:
+        """Formats of the plan, what is told of it, tokens looked at, seconds that the scores took."""
+        table = search.table()
+        answer = search.automatic.answer(search.space, table)
+        told: dict[str, Any] = {"predicted": answer.predicted, "predicted_unit": table.measured.unit}
+        told["calibration_kl"] = None
+        if search.automatic.swaps:
+            refined = search.refined(answer, table)
+            answer, told["calibration_kl"] = refined.answer, [refined.first, refined.kl]
+        return dict(answer.formats), told, table.measured.tokens, table.seconds
+
+
+def cases_of(options: dict[str, str]) -> list[Case]:
+    """All cells, the paper's first; a score that knows no rows has none by rows."""
+    from razor.allocate.scores import score_named
+
+    seeds, swaps = study_making.numbers(options, "seed"), study_making.numbers(options, "swaps")
+    quants, scores = options["quant"].split(","), options["score"].split(",")
+    granularities = study_making.chosen(options, "granularity", ("matrix", "row", "block"))
+    cases = [Case(quant, seed, base) for quant, seed, base in itertools.product(quants, seeds, BASES)]
+    for score, granularity, quant, seed, swap in itertools.product(
+        scores, granularities, quants, seeds, swaps
+    ):
+        if granularity != "row" or score_named(score).by_rows:
+            cases.append(Case(quant, seed, score, granularity, swap))
+    return cases
+
+
+def main(words: Sequence[str], make: Callable[..., Any] = Maker) -> int:
+    """Make the cells that are missing."""
+    options = study_making.options_of(words, DEFAULTS)
+    for key in ("rows", "kl_rows", "tokens", "held_out", "sequence_length"):
+        if study_making.numbers(options, key) == [0]:
+            raise RazorError(f"{key}={options[key]} must be at least 1.")
+    maker, folder = make(options), Path(options["results"]) / options["rung"]
+    for case in cases_of(options):
+        path = folder / f"{case.quant}_{case.method}_s{case.seed}.json"
+        if path.is_file():
+            print(f"{path.stem} is there already.", flush=True)
+        else:
+            maker.make(case, path)
+    return 0
+
+
+if __name__ == "__main__":
+    quieten()
+    sys.exit(guarded(lambda: main(sys.argv[1:]), sys.argv))

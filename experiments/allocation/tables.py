@@ -1,0 +1,47 @@
+"""The table of the study of allocation, for study_tables.py."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import study_cells  # noqa: E402
+import study_rows  # noqa: E402
+
+NOT_YET = "(Not run yet.)\n"
+SAID = {"every_nth": "every n-th row (the paper)", "by_error": "rows by squared error"}
+
+
+def said(cell: study_cells.Cell) -> str:
+    """How a plan was made."""
+    if cell["method"] in SAID:
+        return SAID[cell["method"]]
+    trials = f", {cell['swaps']} trials on true KL" if cell["swaps"] else ""
+    by = {"matrix": "matrices", "row": "rows", "block": "layers"}[cell["granularity"]]
+    return f"{by} by `{cell['score']}`{trials}"
+
+
+def allocation(rung: str = "smollm2_135m") -> str:
+    """Every plan beside the paper's mixing of the same bits, the best first."""
+    cells = study_cells.read(HERE / "results" / rung)
+    if not cells:
+        return NOT_YET
+    head = ["bits of", "plan", "code bits", "bits per weight", "held-out KL", "change", "tokens looked at"]
+    found: dict[tuple[str, str], list[study_cells.Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell["quant"], cell["method"]), []).append(cell)
+    rows = []
+    for quant in sorted({cell["quant"] for cell in cells}, reverse=True):
+        same = {method: each for (own, method), each in found.items() if own == quant}
+        means = {method: statistics.fmean(c["held_out"]["kl"] for c in each) for method, each in same.items()}
+        for method in sorted(same, key=lambda method: -means[method]):
+            first, base = same[method][0], means.get("every_nth")
+            against = "" if base is None else f"{100 * (means[method] / base - 1):+.0f} %"
+            row = [f"`{quant}`", said(first), f"{first['code_bits']:.2f}", f"{first['bits_per_weight']:.3f}"]
+            kl = study_rows.held_out(same[method], "kl", ".3f")
+            rows.append([*row, kl, against, f"{first['calibration_tokens']:,}"])
+    return f"{study_rows.markdown(head, rows, 2)}\n({study_rows.hardware(cells)}.)\n"
