@@ -71,6 +71,7 @@ def quantize(overrides: Sequence[str]) -> int:
     from razor.export.compressed import ROUNDED, STARTED
     from razor.export.folder import check_place, save
     from razor.export.packed import check_packed, packed_bytes
+    from razor.models.sample import sample_inputs
     from razor.recipe import Recipe
     from razor.recipe import quantize as apply
 
@@ -95,10 +96,11 @@ def quantize(overrides: Sequence[str]) -> int:
         print(start(torch.nn.Module.to(student, text.settings.device), batches, text.load_teacher()))
     student = torch.nn.Module.to(student, "cpu").eval()
     save(student, source.tokenizer(), folder, about(config, recipe.quant, STARTED if start else ROUNDED))
-    check_packed(student, folder, torch.arange(64).unsqueeze(0) % student.config.get_text_config().vocab_size)
+    check_packed(student, folder, sample_inputs(student, student.config))
     size = packed_bytes(folder) / 1e6
     print(f"{folder}: {recipe.quant.w_a_kv}, {size:.1f} MB of weights, read back with the same logits")
-    print(f"talk     razor chat run={folder}")
+    if source.task == "text":
+        print(f"talk     razor chat run={folder}")
     return 0
 
 

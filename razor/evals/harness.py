@@ -13,11 +13,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from razor import processes
+from razor.distill import Samples
 from razor.errors import RazorError
 from razor.evals import kept_scores
 from razor.evals.generated_code import check_flag
@@ -27,6 +28,7 @@ from razor.evals.lm_tasks import check_versions, hub_tasks, loaded, package_task
 from razor.evals.rows import ROWS_VERSION, check_shots, prepare_rows
 from razor.evals.scores import Scores, main_score
 from razor.evals.tasks import described, whole
+from razor.models import Task
 from razor.storage import digest
 
 SCORER = 1
@@ -51,6 +53,9 @@ class Benchmark:
     Raises:
         RazorError: a value out of range.
     """
+
+    task: ClassVar[Task] = "text"
+    """What it asks."""
 
     def __init__(
         self,
@@ -94,6 +99,10 @@ class Benchmark:
             raise RazorError(f"evals.rows={self.rows} is unknown. Choices: hub, package.")
         if len(set(self.tasks)) < len(self.tasks):
             raise RazorError(f"evals.tasks={self.tasks} names a task twice.")
+
+    def on(self, held_out: Sequence[Samples]) -> Benchmark:
+        """Itself: it has rows of its own."""
+        return self
 
     def only(self, task: str) -> Benchmark:
         """The same benchmark with one of its tasks, and what was prepared for all."""

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from razor.data.corpus import check_sequence_length
 from razor.data.sources.hub_benchmarks import said_of
 from razor.distill import Objective
 from razor.errors import RazorError
-from razor.evals.harness import Benchmark
-from razor.export.exporter import Exporter, check_target
+from razor.evals import Benchmark, Classification
+from razor.export.exporter import Exporter, check_format, check_target
 from razor.models import ModelSource, shape_of
 from razor.quant import ModelSize, Plan, measure
 from razor.recipe import PlanFile, QuantRecipe, Recipe
@@ -45,7 +45,7 @@ class Job:
     recipe: QuantRecipe | PlanFile
     objective: Objective
     rows_per_batch: int
-    benchmark: Benchmark
+    benchmark: Benchmark | Classification
     loggers: Mapping[str, Callable[..., Logger]]
     callbacks: Mapping[str, Callback]
     seed: int
@@ -84,14 +84,17 @@ class Prepared:
     def __str__(self) -> str:
         job, total = self.job, self.size.total
         per_batch = job.rows_per_batch * job.teaching.sequence_length
-        tokens = job.settings.max_steps * job.settings.micro_batches * per_batch
+        tokens, unit = (
+            job.settings.max_steps * job.settings.micro_batches * per_batch,
+            job.teaching.source.unit,
+        )
         minutes = "" if self.needs.seconds is None else f", about {self.needs.seconds / 60:.0f} min"
         warning = self.needs.warning()
         note = f" ({job.model_note})" if job.model_note else ""
         budget = (
             f"{job.settings.max_minutes:g} minutes of training"
             if job.settings.max_minutes
-            else f"{job.settings.max_steps} steps, up to {tokens:,} tokens{minutes}"
+            else f"{job.settings.max_steps} steps, up to {tokens:,} {unit}{minutes}"
         )
         objective = ", ".join(f"{weight} {name}" for name, weight in job.objective.weights.items())
         return "\n".join(
@@ -137,12 +140,17 @@ def check(job: Job) -> Prepared:
         if value < 1:
             raise RazorError(f"data.{key}={value} must be at least 1.")
     teaching.check()
+    _check_task(job)
     skeleton = job.model.skeleton()
-    check_sequence_length(teaching.sequence_length, teaching.longest_text)
+    teaching.source.check_rows(skeleton.config, teaching.sequence_length, teaching.longest_text)
     plan = job.recipe.plan(skeleton)
     if job.start is not None:
         job.start.check(skeleton, plan)
     _check_losses(job, skeleton)
+    if job.rows_per_batch == 1 and any(isinstance(m, _BatchNorm) for m in skeleton.modules()):
+        raise RazorError(
+            f"data.rows_per_batch=1, and model={job.model.name} normalizes by the batch: give at least 2 images."
+        )
     for exporter in job.exporters.values():
         check_target(job.folder / EXPORTS / exporter.name, exporter.name)
     tokenizer = job.model.tokenizer()
@@ -160,6 +168,20 @@ def check(job: Job) -> Prepared:
     needs = estimate(case_of(teaching, plan, job.objective, job.rows_per_batch, job.benchmark))
     require_space(job.folder, needs.disk, "this run")
     return Prepared(job, plan, measure(skeleton, plan), needs)
+
+
+def _check_task(job: Job) -> None:
+    """That what is scored, exported and started with is made for models of this kind."""
+    task, benchmark = job.model.task, job.benchmark
+    if benchmark.tasks and benchmark.task != task:
+        choices = "classification, none" if task == "images" else "quick, offline, table, none"
+        raise RazorError(
+            f"evals asks about {benchmark.task}, and model={job.model.name} reads {task}: evals={choices}."
+        )
+    for exporter in job.exporters.values():
+        check_format(exporter, job.model.config())
+    if job.start is not None and task != "text":
+        raise RazorError(f"start={job.start.name} reads text, and model={job.model.name} {task}: start=none.")
 
 
 def _check_losses(job: Job, skeleton: PreTrainedModel) -> None:
