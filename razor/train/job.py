@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from razor.data.sources.hub_benchmarks import said_of
 from razor.distill import Objective
 from razor.errors import RazorError
 from razor.evals import Benchmark, Classification
-from razor.export.exporter import Exporter, check_format, check_target
+from razor.export.exporter import Exporter, check_target
 from razor.models import ModelSource, shape_of
 from razor.quant import ModelSize, Plan, measure
 from razor.recipe import PlanFile, QuantRecipe, Recipe
@@ -28,6 +27,7 @@ from razor.storage import EXPORTS, require_space
 from razor.train.callbacks import check_callbacks
 from razor.train.estimate.case import case_of
 from razor.train.estimate.needs import Estimate, estimate
+from razor.train.kind import check_kind
 from razor.train.settings import TrainSettings
 from razor.train.teaching import Teaching
 
@@ -140,17 +140,13 @@ def check(job: Job) -> Prepared:
         if value < 1:
             raise RazorError(f"data.{key}={value} must be at least 1.")
     teaching.check()
-    _check_task(job)
     skeleton = job.model.skeleton()
+    check_kind(job, skeleton)
     teaching.source.check_rows(skeleton.config, teaching.sequence_length, teaching.longest_text)
     plan = job.recipe.plan(skeleton)
     if job.start is not None:
         job.start.check(skeleton, plan)
     _check_losses(job, skeleton)
-    if job.rows_per_batch == 1 and any(isinstance(m, _BatchNorm) for m in skeleton.modules()):
-        raise RazorError(
-            f"data.rows_per_batch=1, and model={job.model.name} normalizes by the batch: give at least 2 images."
-        )
     for exporter in job.exporters.values():
         check_target(job.folder / EXPORTS / exporter.name, exporter.name)
     tokenizer = job.model.tokenizer()
@@ -168,20 +164,6 @@ def check(job: Job) -> Prepared:
     needs = estimate(case_of(teaching, plan, job.objective, job.rows_per_batch, job.benchmark))
     require_space(job.folder, needs.disk, "this run")
     return Prepared(job, plan, measure(skeleton, plan), needs)
-
-
-def _check_task(job: Job) -> None:
-    """That what is scored, exported and started with is made for models of this kind."""
-    task, benchmark = job.model.task, job.benchmark
-    if benchmark.tasks and benchmark.task != task:
-        choices = "classification, none" if task == "images" else "quick, offline, table, none"
-        raise RazorError(
-            f"evals asks about {benchmark.task}, and model={job.model.name} reads {task}: evals={choices}."
-        )
-    for exporter in job.exporters.values():
-        check_format(exporter, job.model.config())
-    if job.start is not None and task != "text":
-        raise RazorError(f"start={job.start.name} reads text, and model={job.model.name} {task}: start=none.")
 
 
 def _check_losses(job: Job, skeleton: PreTrainedModel) -> None:

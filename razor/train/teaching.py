@@ -88,11 +88,7 @@ class Teaching:
         """
         self.source.check_for(self.model.tokenizer)
         self.model.prepare()
-        if self.model.task != self.source.task:
-            raise RazorError(
-                f"model={self.model.name} reads {self.model.task}, and the data is {self.source.task}: choose a "
-                "model for the data, or data for the model (data=digits has images; the other options text)."
-            )
+        self.check_task()
         if self.another:
             check_vocabularies(self.model, self.teacher)
         if self.cached is not None:
@@ -101,6 +97,14 @@ class Teaching:
                     "teacher=cached keeps what a teacher says of tokens: for images leave it out."
                 )
             self.cached.kept.check(self.teacher.config().get_text_config().vocab_size)
+
+    def check_task(self) -> None:
+        """Raise RazorError unless the model reads what the data is."""
+        if self.model.task != self.source.task:
+            raise RazorError(
+                f"model={self.model.name} reads {self.model.task}, and the data is {self.source.task}: choose a "
+                "model for the data, or data for the model (data=digits has images; the other options text)."
+            )
 
     def load_teacher(self) -> PreTrainedModel:
         """The teacher, on the device of the run."""

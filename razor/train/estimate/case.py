@@ -88,6 +88,11 @@ class Case:
         return self.cached is None and self.objective.needs_teacher
 
     @property
+    def unit(self) -> str:
+        """What a token of this case is: "token", or "image", which counts as one."""
+        return "image" if self.image else "token"
+
+    @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
         return self.rows * self.length
