@@ -83,8 +83,8 @@ def test_the_objective_is_what_plain_torch_says() -> None:
     ce = torch.nn.functional.nll_loss(own, batch.labels[:, 0])
     kl = (other.exp() * (other - own)).sum(-1).mean()
     maps = sum((student.states[i] - teacher.states[i]).square().mean() for i in (1, 2)) / 2
-    assert parts == pytest.approx({"ce": float(ce), "kl": float(kl), "maps": float(maps)}, rel=1e-5)
-    assert float(total.detach()) == pytest.approx(float(ce + 2 * kl + 0.5 * maps), rel=1e-5)
+    assert parts == pytest.approx({"ce": ce.item(), "kl": kl.item(), "maps": maps.item()}, rel=1e-5)
+    assert float(total.detach()) == pytest.approx((ce + 2 * kl + 0.5 * maps).item(), rel=1e-5)
     total.backward()
     expected = (student.states[1] - teacher.states[1]).detach() * 0.5 * 2 / 2 / student.states[1].numel()
     assert torch.allclose(student.states[1].grad, expected, atol=1e-7)
