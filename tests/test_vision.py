@@ -153,6 +153,41 @@ def test_verbs_that_need_no_weights(razor: Any) -> None:
     assert json.loads(done.out)["images_per_second"] > 0
 
 
+def test_a_kept_teacher_serves_the_verbs(main_job: Any, razor: Any, tmp_path: Path) -> None:
+    """Trained once, it is rounded by `razor quantize`, which no data is told; chat and evaluate say what it is."""
+    words = ("experiment=vision/teacher", "model=tiny_vit", *TINY, "trainer.max_steps=1")
+    done = main_job(*words, "model.architecture.hidden_size=24")
+    assert done.code == 0 and "kept     " in done.out, done.err
+    model = ("model=tiny_vit", "model.weights=pretrained", "model.architecture.hidden_size=24")
+    made = razor("quantize", *model, "quant=w4", f"out={tmp_path / 'small'}")
+    assert made.code == 0 and "W4-A8, " in made.out and "talk" not in made.out, made.err
+    assert "is an image classifier" in razor("evaluate", str(tmp_path / "small")).problem
+    assert (
+        "is an image classifier, which answers no text" in razor("chat", f"run={tmp_path / 'small'}").problem
+    )
+
+
+def test_a_loop_of_ones_own() -> None:
+    import copy
+
+    import razor as library
+    from razor.distill import ImageBatch
+
+    model = cli.model_source(cli.composed("size", ["model=tiny_vit"])).load(torch.float32)
+    teacher = copy.deepcopy(model)
+    quant = cli.build(cli.composed("size", ["model=tiny_vit", "quant=w4"]).quant)
+    losses = {"kl": {"kind": "ForwardKL"}}
+    recipe = {"name": "own", "quant": quant.to_dict(), "distill": {"losses": losses, "weights": {"kl": 1.0}}}
+    student = library.quantize(model, recipe)
+    distiller = library.Distiller(recipe, student, teacher)
+    batch = ImageBatch.of(torch.randn(6, 1, 8, 8), torch.arange(6))
+    first, parts = distiller(batch)
+    first.backward()
+    assert parts["loss/kl"] > 0 and student.classifier.weight.grad.abs().sum() > 0
+    with pytest.raises(library.RazorError, match="ViTForImageClassification reads images"):
+        distiller(input_ids=torch.zeros(1, 2, dtype=torch.long), labels=torch.zeros(1, 2, dtype=torch.long))
+
+
 def test_operations_of_an_image_are_counted_by_running_it() -> None:
     """ResNet-18's usual count, 1.82 G multiplications for 224 x 224 in colour; without its head."""
     from razor.train.estimate.images import image_network

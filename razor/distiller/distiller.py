@@ -107,6 +107,11 @@ class Distiller:
             if not isinstance(batch, Samples):
                 raise RazorError("Give tensors by name: distiller(input_ids=..., labels=...).")
             return self.loss(batch)
+        if reads_images(self.student):
+            raise RazorError(
+                f"{type(self.student).__name__} reads images: "
+                "distiller(razor.distill.ImageBatch.of(pixels, classes))."
+            )
         if input_ids is None or labels is None:
             missing = "input_ids" if input_ids is None else "labels"
             raise RazorError(

@@ -29,7 +29,8 @@ class TrainedModel(ModelSource):
         name: for tables and file names.
         architecture: see `ModelSource`.
         experiment: option of conf/experiment that trains it.
-        data: names what it is trained on, other for other data; None where no data was told, as for `razor size`.
+        data: names what it is trained on, other for other data; None where no data was told, as to
+            `razor quantize`: then the one that is kept is meant, if there is one alone.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class TrainedModel(ModelSource):
     @property
     def folder(self) -> Path:
         """Where it is kept: a folder of Transformers."""
-        return (
-            cache_dir() / "trained" / f"{self.name}_{digest([self.architecture, self.experiment, self.data])}"
-        )
+        stem = f"{self.name}_{digest([self.architecture, self.experiment])}"
+        kept = cache_dir() / "trained"
+        found = [] if self.data is not None else sorted(kept.glob(f"{stem}_*"))
+        return found[0] if len(found) == 1 else kept / f"{stem}_{self.data}"
 
     @property
     def is_there(self) -> bool:
@@ -64,8 +66,9 @@ class TrainedModel(ModelSource):
             RazorError: not yet; the text says what trains it.
         """
         if not self.is_there:
+            which = "on one data set alone" if self.data is None else "yet on this data"
             raise RazorError(
-                f"model={self.name} is not trained yet on this data: "
+                f"model={self.name} is not trained {which}: "
                 f"python train.py experiment={self.experiment} model={self.name}"
             )
 

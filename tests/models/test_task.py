@@ -45,7 +45,9 @@ def test_models_that_choose_from_other_things_do_not_teach() -> None:
 def test_a_trained_model_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAZOR_CACHE", str(tmp_path / "cache"))
     source = TrainedModel("small", VIT, "vision/teacher", "digits")
-    with pytest.raises(RazorError, match=r"not trained yet .*train.py experiment=vision/teacher model=small"):
+    with pytest.raises(
+        RazorError, match=r"not trained yet on this data: .* experiment=vision/teacher model=small"
+    ):
         source.prepare()
     net = RandomModel("small", VIT).load(torch.bfloat16)
     net.save_pretrained(tmp_path / "made")
@@ -56,6 +58,7 @@ def test_a_trained_model_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.M
     again = TrainedModel("small", VIT, "vision/teacher", "digits")
     assert again.is_there and again.fingerprint() == source.fingerprint() and again.tokenizer() is None
     assert not TrainedModel("small", VIT, "vision/teacher", "other data").is_there
+    assert TrainedModel("small", VIT, "vision/teacher").folder == source.folder  # the only one
     assert not TrainedModel("small", VIT | {"num_labels": 5}, "vision/teacher", "digits").is_there
 
 
