@@ -99,6 +99,40 @@ def test_a_missing_teacher_is_trained_first_and_then_found(main_job: Any) -> Non
     assert report_of(again.folder)["rows"] == report["rows"]
 
 
+def test_an_interrupted_run_ends_as_one_that_never_was(main_job: Any) -> None:
+    """To the last digit, batch norm's statistics too."""
+    from razor.train.module import DistillModule
+
+    words = (
+        "model=tiny_resnet",
+        *TINY,
+        CKA,
+        "trainer.max_steps=4",
+        "trainer.checkpoint_every=2",
+        "logger=none",
+    )
+    whole = main_job(*words)
+    assert whole.code == 0, whole.err
+    step = DistillModule.training_step
+
+    def dies(module: Any, *given: Any) -> Any:
+        if module.global_step == 3:
+            raise OSError("the power went out")
+        return step(module, *given)
+
+    with main_job.monkeypatch.context() as patch:
+        patch.setattr(DistillModule, "training_step", dies)
+        folder = main_job.folder()
+        with pytest.raises(OSError, match="power"):
+            main_job(*words, folder=folder)
+    assert not (folder / "report.json").exists()
+    again = main_job.resume(folder)
+    assert again.code == 0 and "Continuing from" in again.out, again.err
+    assert report_of(folder)["rows"] == report_of(whole.folder)["rows"]
+    packed = Path("packed") / "model.safetensors"
+    assert (folder / packed).read_bytes() == (whole.folder / packed).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -154,12 +188,13 @@ def test_verbs_that_need_no_weights(razor: Any) -> None:
 
 
 def test_a_kept_teacher_serves_the_verbs(main_job: Any, razor: Any, tmp_path: Path) -> None:
-    """Trained once, it is rounded by `razor quantize`, which no data is told; chat and evaluate say what it is."""
+    """Trained once, it is rounded by `razor quantize`; chat and evaluate say what it is."""
     words = ("experiment=vision/teacher", "model=tiny_vit", *TINY, "trainer.max_steps=1")
     done = main_job(*words, "model.architecture.hidden_size=24")
     assert done.code == 0 and "kept     " in done.out, done.err
     model = ("model=tiny_vit", "model.weights=pretrained", "model.architecture.hidden_size=24")
-    made = razor("quantize", *model, "quant=w4", f"out={tmp_path / 'small'}")
+    data = ("data=digits", "data.held_out=40")  # that it was trained on
+    made = razor("quantize", *model, *data, "quant=w4", f"out={tmp_path / 'small'}")
     assert made.code == 0 and "W4-A8, " in made.out and "talk" not in made.out, made.err
     assert "is an image classifier" in razor("evaluate", str(tmp_path / "small")).problem
     assert (

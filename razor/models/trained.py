@@ -30,7 +30,7 @@ class TrainedModel(ModelSource):
         architecture: see `ModelSource`.
         experiment: option of conf/experiment that trains it.
         data: names what it is trained on, other for other data; None where no data was told, as to
-            `razor quantize`: then the one that is kept is meant, if there is one alone.
+            `razor formats`: then the one that is kept is meant, if there is one alone.
     """
 
     def __init__(
