@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from razor import processes
 from razor.distill import Samples
 from razor.errors import RazorError
 from razor.evals.scores import CALIBRATION, Score, Scores
-from razor.models import Task, inputs_of
+
+if TYPE_CHECKING:
+    from razor.models import Task
 
 
 class Classification:
@@ -62,6 +64,8 @@ class Classification:
         Raises:
             RazorError: nobody said on what.
         """
+        from razor.models import inputs_of  # and Transformers with it, which many a command can do without
+
         if self._held_out is None:
             raise RazorError("evals=classification scores the held-out images of a run: python train.py ...")
         training, device = model.training, next(model.parameters()).device

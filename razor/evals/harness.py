@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -28,8 +28,10 @@ from razor.evals.lm_tasks import check_versions, hub_tasks, loaded, package_task
 from razor.evals.rows import ROWS_VERSION, check_shots, prepare_rows
 from razor.evals.scores import Scores, main_score
 from razor.evals.tasks import described, whole
-from razor.models import Task
 from razor.storage import digest
+
+if TYPE_CHECKING:
+    from razor.models import Task
 
 SCORER = 1
 """Counts changes of our own that could move a score; part of every score's key."""
