@@ -18,6 +18,7 @@ TINY = (
     "evals=classification",
     "data.rows_per_batch=8",
     "data.held_out=40",
+    "trainer.compute_dtype=float32",
     "-data.source.tokens",
     "-data.sequence_length",
 )
@@ -58,7 +59,7 @@ def _same_logits_through_transformers(folder: Path) -> None:
     source = cli.model_source(config)
     quant = Recipe.load(folder / "recipe.yaml").quant
     assert quant is not None
-    student = make_student(source.load(torch.bfloat16), quant.plan(source.skeleton()), torch.bfloat16)
+    student = make_student(source.load(torch.float32), quant.plan(source.skeleton()), torch.float32)
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     student.load_state_dict({name.removeprefix("student."): value for name, value in state.items()})
     batch = _batch(config)
@@ -156,6 +157,7 @@ def test_an_interrupted_run_ends_as_one_that_never_was(main_job: Any) -> None:
             "ImageClassification has no attention",
         ),
         (("model=tiny_resnet", *TINY, CKA, "data.rows_per_batch=1"), "normalizes by the batch"),
+        (("model=tiny_resnet", *TINY, CKA, "trainer.compute_dtype=bfloat16"), "wrong in bfloat16 on a CPU"),
         (
             ("model=tiny_resnet", *TINY, CKA, "trainer.gradient_checkpointing=true"),
             "ResNetForImageClassification) cannot",

@@ -91,7 +91,7 @@ def quantize(overrides: Sequence[str]) -> int:
         start.check(source.skeleton(), plan)
         text = teaching(config)
         text.check()
-        batches = start.batches(text.corpus().train, text.seed)
+        batches = start.batches(text.corpus().text, text.seed)
         student = apply(source.load(torch.bfloat16), recipe)
         print(start(torch.nn.Module.to(student, text.settings.device), batches, text.load_teacher()))
     student = torch.nn.Module.to(student, "cpu").eval()
@@ -125,12 +125,14 @@ def cache_teacher(overrides: Sequence[str]) -> int:
     quieten()
     job = teaching(config)
     job.check()
+    if job.model.task != "text":
+        raise RazorError("razor cache_teacher keeps what a teacher says of tokens: for images leave it out.")
     kept.check(job.teacher.config().get_text_config().vocab_size)
     corpus = job.corpus()
     identity = job.identity(corpus, kept)
     folder = cache_folder(identity) if config.out is None else Path(config.out)
     try:
-        done = write_cache(folder, corpus.train, identity, kept, job.load_teacher, config.rows_per_batch)
+        done = write_cache(folder, corpus.text, identity, kept, job.load_teacher, config.rows_per_batch)
     except KeyboardInterrupt:
         print(f"Stopped. Whole shards are kept in '{folder}'; the same command goes on.", file=sys.stderr)
         raise

@@ -44,6 +44,17 @@ class Corpus:
     train: Rows
     held_out: Rows
 
+    @property
+    def text(self) -> PackedRows:
+        """The rows to train on, for what works on text alone.
+
+        Raises:
+            RazorError: they are images.
+        """
+        if not isinstance(self.train, PackedRows):
+            raise RazorError("Cached targets and start=gptq are of text, and these are images.")
+        return self.train
+
     @classmethod
     def build(
         cls,

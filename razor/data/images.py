@@ -137,7 +137,7 @@ class ImageSource(DataSource):
             )
         if getattr(config, "num_channels", self.channels) != self.channels:
             raise RazorError(
-                f"data.source.channels={self.channels}, but this {name} reads {config.num_channels} "  # type: ignore[attr-defined]
+                f"data.source.channels={self.channels}, but this {name} reads {config.num_channels} "
                 "(model.architecture.num_channels)."
             )
         if config.num_labels != self.classes:

@@ -15,16 +15,16 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from razor.data.steps import StepBatches
-from razor.distill import Batch
+from razor.distill import Samples
 
 
-class _From(IterableDataset[Batch]):
+class _From(IterableDataset[Samples]):
     """Micro-batches from `start` on; of several workers, each makes every so many-th."""
 
     def __init__(self, batches: StepBatches, start: int) -> None:
         self.batches, self.start = batches, start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Samples]:
         worker = get_worker_info()
         own, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for index in range(self.start + own, len(self.batches), stride):

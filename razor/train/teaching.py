@@ -127,7 +127,7 @@ class Teaching:
     def identity(self, corpus: Corpus | None, kept: Kept) -> Identity:
         """What a cache for this run is of; without the text, all but that."""
         return identity_of(
-            None if corpus is None else corpus.train,
+            None if corpus is None else corpus.text,
             self.model.tokenizer(),
             self.teacher.fingerprint(),
             self.settings.compute_dtype,
@@ -149,7 +149,7 @@ class Teaching:
             return corpus
         identity = self.identity(corpus, self.cached.kept)
         cache = open_cache(identity, self.cached.folder, self.cached.command)
-        return replace(corpus, train=replace(corpus.train, taught=cache))
+        return replace(corpus, train=replace(corpus.text, taught=cache))
 
 
 def check_vocabularies(model: ModelSource, teacher: ModelSource) -> None:
@@ -158,7 +158,7 @@ def check_vocabularies(model: ModelSource, teacher: ModelSource) -> None:
     teacher.prepare()
     if model.task != "text":
         return
-    own, theirs = (source.tokenizer().get_vocab() for source in (model, teacher))
+    own, theirs = (source.tokenizer().get_vocab() for source in (model, teacher))  # type: ignore[union-attr]
     if own != theirs:
         word = min(own.items() ^ theirs.items(), key=lambda pair: (pair[1], pair[0]))[0]
         raise RazorError(

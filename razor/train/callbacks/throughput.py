@@ -59,13 +59,15 @@ class Throughput(RunCallback):
         student, teacher = pl_module.student, getattr(pl_module, "teacher", None)
         self._peak = None
         if not reads_images(student):  # type: ignore[arg-type]
-            self._per_token = 6 * multiplied(student) + (
-                2 * multiplied(teacher) if teacher is not None else 0
-            )  # type: ignore[arg-type]
-            self._peak = (
-                self._measured(pl_module.device) if self.peak_flops == "measured" else self.peak_flops
-            )  # type: ignore[assignment]
+            taught = 0 if teacher is None else 2 * multiplied(teacher)
+            self._per_token = 6 * multiplied(student) + taught  # type: ignore[arg-type]
+            self._peak = self._device_peak(pl_module.device)
         self._tokens, self._since = 0, time.perf_counter()
+
+    def _device_peak(self, device: torch.device) -> float | None:
+        if self.peak_flops == "measured":
+            return self._measured(device)
+        return self.peak_flops  # type: ignore[return-value]
 
     @staticmethod
     def _measured(device: torch.device) -> float:
