@@ -43,7 +43,7 @@ class StepData(L.LightningDataModule):
         super().__init__()
         self.batches, self.workers = batches, workers
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Samples]:
         """One micro-batch at a time, from the step the trainer stands at."""
         done = self.trainer.global_step if self.trainer is not None else 0
         return DataLoader(
@@ -54,6 +54,6 @@ class StepData(L.LightningDataModule):
             generator=torch.Generator().manual_seed(self.batches.seed),
         )
 
-    def transfer_batch_to_device(self, batch: Batch, device: object, dataloader_idx: int) -> Batch:
-        """A `Batch` moves itself."""
+    def transfer_batch_to_device(self, batch: Samples, device: object, dataloader_idx: int) -> Samples:
+        """A batch moves itself."""
         return batch.to(device)  # type: ignore[arg-type]
