@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from razor import cli
 from razor.allocate import Automatic
+from razor.data.sources.base import DataSource
 from razor.distill import Objective
-from razor.evals import Benchmark
+from razor.evals import Benchmark, Classification
 from razor.models import ModelSource
 from razor.recipe import PlanFile, QuantRecipe, Recipe
 from razor.train.settings import TrainSettings
@@ -99,8 +100,8 @@ def test_every_option_composes_and_instantiates(
     assert isinstance(cli.build(config.quant), kinds.get(option, QuantRecipe))
     assert isinstance(cli.build(config.distill), Objective)
     assert isinstance(cli.build(config.trainer), TrainSettings)
-    assert isinstance(cli.build(config.evals), Benchmark)
-    assert callable(cli.build(config.data.source).documents)
+    assert isinstance(cli.build(config.evals), Benchmark | Classification)
+    assert isinstance(cli.build(config.data.source), DataSource)
     loggers = cli.build(config.logger) or {}
     for make in loggers.values():
         make(folder=tmp_path, name="run")

@@ -35,6 +35,17 @@ TINY = {
     "trainer.max_steps": "2",
     "logger": "none",
 }
+TINY_IMAGES = {
+    "model": "tiny_vit",
+    "model.weights": "random",
+    "data": "digits",
+    "evals": "classification",
+    "data.rows_per_batch": "8",
+    "data.held_out": "32",
+    "trainer": "cpu",
+    "trainer.max_steps": "1",
+    "logger": "none",
+}
 DROPPED = {"trainer.max_minutes", "trainer.accelerator", "experiment"}
 REPLACED = ("model.", "evals.", "logger.")
 
@@ -115,6 +126,8 @@ def made_tiny(words: list[str], place: Place) -> list[str]:
     kept = {key: value for key, value in given.items() if key not in DROPPED and not key.startswith(REPLACED)}
     if given.get("data", "").startswith(("hub", "paper")):
         kept = {key: value for key, value in kept.items() if not key.startswith("data")}
+    if given.get("experiment", "").startswith("vision/"):
+        return [f"{key}={value}" for key, value in (kept | TINY_IMAGES).items()]
     tiny = dict(TINY)
     if given.get("trainer") in ("ddp", "fsdp2"):
         tiny |= {"trainer": given["trainer"], "trainer.accelerator": "cpu", "trainer.devices": "2"}

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from razor.errors import RazorError
 from razor.spec import read
+from razor.storage import digest
 
 
 def conf_dir() -> Path:
@@ -92,4 +93,17 @@ def from_recipe(key: str, default: Any, *, _root_: DictConfig) -> Any:
     return Recipe.load(path).to_dict()[key]
 
 
+def trained_on(*, _root_: DictConfig) -> str | None:
+    """`${trained_on:}`: names the data of a config, other for other samples or another held-out part.
+
+    None where there is no data. How rows are read and in which order they come is not part of it.
+    """
+    data = OmegaConf.select(_root_, "data")
+    if data is None:
+        return None
+    source = OmegaConf.to_container(data.source, resolve=True)
+    return digest([source, data.held_out])
+
+
 OmegaConf.register_new_resolver("from_recipe", from_recipe, replace=True)
+OmegaConf.register_new_resolver("trained_on", trained_on, replace=True)

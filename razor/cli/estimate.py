@@ -54,6 +54,7 @@ def case_from(config: DictConfig) -> tuple[Case, TrainSettings]:
 
     asked = config.trainer
     made = teaching(OmegaConf.merge(config, {"trainer": ANYWHERE}))  # type: ignore[arg-type]
+    made.check_task()
     device = _device(config.device, asked.accelerator, made.settings.device.type)
     nodes = asked.nodes if config.nodes is None else config.nodes
     processes = nodes * (asked.devices or _gpus()) if config.processes is None else config.processes

@@ -18,6 +18,7 @@ from razor.cli.guard import INTERRUPTED, guarded
 from razor.cli.launch import WHERE, announce, announced, launch, only_first_talks
 from razor.cli.standing import BEGUN, FINISHED, clear, failures_kept, saved_config, standing
 from razor.cli.teacher import cache_command, overrides_of, teaching
+from razor.cli.trained import keep, train_first
 from razor.errors import RazorError
 from razor.storage import atomic_write
 
@@ -31,6 +32,7 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     from razor.train.job import Job, check
     from razor.train.run import run_job
 
+    train_first(config)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     own = folder / RECIPE
@@ -67,7 +69,10 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
             return launch(job)
         if processes.rank() == 0:
             record_environment(folder, job.settings.device)
-        return run_job(job)
+        code = run_job(job)
+        if code == 0 and processes.rank() == 0:
+            keep(config, folder)
+        return code
     except KeyboardInterrupt:
         print(f"Stopped. Continue with:\n  python train.py run={folder} ckpt=last", flush=True)
         raise

@@ -71,6 +71,7 @@ def _packed(name: str, folder: Path, config: DictConfig) -> Target:
 
     compressed = Compressed.open(folder)
     check_sums(folder)
+    _check_text(name, compressed.config)
     read = [file for file in files_of(folder) if file.endswith((".safetensors", ".json", ".jinja", ".model"))]
     marks = {file: file_digest(folder / file) for file in read if file != CARD and (folder / file).is_file()}
     size = compressed.size.total
@@ -90,6 +91,16 @@ def _packed(name: str, folder: Path, config: DictConfig) -> Target:
         compressed.tokenizer,
         lambda: in_memory(load, name),
     )
+
+
+def _check_text(name: str, config: Any) -> None:
+    """Raise RazorError for a model that benchmarks of text cannot ask."""
+    from razor.models import task_of
+
+    if task_of(config) != "text":
+        raise RazorError(
+            f"'{name}' is an image classifier: its scores are in the report of its run (evals=classification)."
+        )
 
 
 def _folder(name: str, folder: Path, config: DictConfig) -> Target:
@@ -120,6 +131,7 @@ def _source(name: str, source: Any, config: DictConfig) -> Target:
         )
     dtype: torch.dtype = DTYPES[config.compute_dtype]
     source.prepare()
+    _check_text(name, source.config())
     parameters = sum(parameter.numel() for parameter in source.skeleton().parameters())
     tokenizer = source.tokenizer()
     return Target(

@@ -45,9 +45,9 @@ def teaching(config: DictConfig, command: str = "") -> Teaching:
         raise RazorError("teacher_targets= is read by teacher=cached alone: give both.")
     return Teaching(
         model=model,
-        teacher=model if name == "same" else another(name),
+        teacher=model if name == "same" else another(name, config.data),
         source=build(config.data.source),
-        sequence_length=config.data.sequence_length,
+        sequence_length=config.data.get("sequence_length", 1),  # of images a row is one
         held_out=config.data.held_out,
         seed=config.data.seed,
         settings=build(config.trainer),
@@ -56,24 +56,39 @@ def teaching(config: DictConfig, command: str = "") -> Teaching:
     )
 
 
-def another(name: str) -> Any:
+def another(name: str, data: Any = None) -> Any:
     """The source of a teacher that is not the model itself: an option of conf/model, a hub id or a folder.
+
+    Args:
+        name: of it.
+        data: the `data` section of the run, for a teacher that was trained on it.
 
     Raises:
         RazorError: it is none of these.
     """
     from razor.models import HubModel
 
-    options = {path.stem: path for path in (conf_dir() / "model").glob("*.yaml") if path.stem != "hub"}
-    if name in options:
-        return model_source(OmegaConf.create({"model": OmegaConf.load(options[name])}))
+    if (config := teacher_config(name, data)) is not None:
+        return model_source(config)
     name = str(name)
     if "/" not in name and not name.startswith((".", "~")) and not Path(name).is_dir():
-        choices = ("same", "cached", *options)
+        choices = ("same", "cached", *_options())
         raise RazorError(
             f"There is no teacher={name}.{did_you_mean(name, choices)} A hub id has a /, a folder too."
         )
     return HubModel(Path(name).name, name)
+
+
+def teacher_config(name: str, data: Any = None) -> DictConfig | None:
+    """The `model` section of an option of conf/model, and the data beside it; None if there is no such option."""
+    if name not in (options := _options()):
+        return None
+    with_data = {} if data is None else {"data": OmegaConf.to_container(data, resolve=True)}
+    return OmegaConf.create({"model": OmegaConf.load(options[name])} | with_data)
+
+
+def _options() -> dict[str, Path]:
+    return {path.stem: path for path in (conf_dir() / "model").glob("*.yaml") if path.stem != "hub"}
 
 
 def cache_command(overrides: Sequence[str], out: str | None = None) -> str:

@@ -72,6 +72,7 @@ def quantize(overrides: Sequence[str]) -> int:
     from razor.export.compressed import ROUNDED, STARTED
     from razor.export.folder import check_place, save
     from razor.export.packed import check_packed, packed_bytes
+    from razor.models.sample import sample_inputs
     from razor.recipe import Recipe
     from razor.recipe import quantize as apply
 
@@ -91,15 +92,16 @@ def quantize(overrides: Sequence[str]) -> int:
         start.check(source.skeleton(), plan)
         text = teaching(config)
         text.check()
-        batches = start.batches(text.corpus().train, text.seed)
+        batches = start.batches(text.corpus().text, text.seed)
         student = apply(source.load(torch.bfloat16), recipe)
         print(start(torch.nn.Module.to(student, text.settings.device), batches, text.load_teacher()))
     student = torch.nn.Module.to(student, "cpu").eval()
     save(student, source.tokenizer(), folder, about(config, recipe.quant, STARTED if start else ROUNDED))
-    check_packed(student, folder, torch.arange(64).unsqueeze(0) % student.config.get_text_config().vocab_size)
+    check_packed(student, folder, sample_inputs(student, student.config))
     size = packed_bytes(folder) / 1e6
     print(f"{folder}: {recipe.quant.w_a_kv}, {size:.1f} MB of weights, read back with the same logits")
-    print(f"talk     razor chat run={folder}")
+    if source.task == "text":
+        print(f"talk     razor chat run={folder}")
     return 0
 
 
@@ -124,12 +126,14 @@ def cache_teacher(overrides: Sequence[str]) -> int:
     quieten()
     job = teaching(config)
     job.check()
+    if job.model.task != "text":
+        raise RazorError("razor cache_teacher keeps what a teacher says of tokens: for images leave it out.")
     kept.check(job.teacher.config().get_text_config().vocab_size)
     corpus = job.corpus()
     identity = job.identity(corpus, kept)
     folder = cache_folder(identity) if config.out is None else Path(config.out)
     try:
-        done = write_cache(folder, corpus.train, identity, kept, job.load_teacher, config.rows_per_batch)
+        done = write_cache(folder, corpus.text, identity, kept, job.load_teacher, config.rows_per_batch)
     except KeyboardInterrupt:
         print(f"Stopped. Whole shards are kept in '{folder}'; the same command goes on.", file=sys.stderr)
         raise

@@ -20,6 +20,7 @@ from razor.data.held_out import check_enough, only_copies, split
 from razor.data.layout_write import LaidOut, lay_out
 from razor.data.packing import PackedRows, check_length, fit, pack
 from razor.data.reading import Reading
+from razor.data.rows import Rows
 from razor.data.sources.base import RecordSource, Teacher, TextSource
 from razor.data.sources.source_mix import MixPart, SourceMix
 from razor.data.token_store import TokenStore
@@ -35,13 +36,24 @@ DEFAULT = Reading()
 
 @dataclass(frozen=True)
 class Corpus:
-    """Packed rows to train on, and packed rows to score on.
+    """Rows to train on, and rows to score on: packed text or images.
 
     `held_out.batches(n)` gives the latter n rows at a time.
     """
 
-    train: PackedRows
-    held_out: PackedRows
+    train: Rows
+    held_out: Rows
+
+    @property
+    def text(self) -> PackedRows:
+        """The rows to train on, for what works on text alone.
+
+        Raises:
+            RazorError: they are images.
+        """
+        if not isinstance(self.train, PackedRows):
+            raise RazorError("Cached targets and start=gptq are of text, and these are images.")
+        return self.train
 
     @classmethod
     def build(

@@ -175,6 +175,12 @@ class PackedRows:
         sizes = [sum(len(self.documents[which]) for which in row) for row in self.rows]
         return np.array(sizes, dtype=np.int32)
 
+    def digest(self) -> str:
+        """Of all that a model reads and is asked; rows on disk know theirs."""
+        from razor.data.teacher_cache import rows_digest
+
+        return getattr(self.rows, "digest", None) or rows_digest(self)
+
     @property
     def tokens(self) -> int:
         """Tokens in all rows, padding left out."""

@@ -25,15 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from razor.data.packing import PackedRows
-from razor.distill.batch import Batch
+from razor.data.rows import Rows
+from razor.distill.batch import Samples
 from razor.errors import RazorError
 
 BUCKETS = 64
 """Micro-batches whose rows are sorted by length together."""
 
 
-class StepBatches(Dataset[Batch]):
+class StepBatches(Dataset[Samples]):
     """Map-style dataset: item i is micro-batch i of the run, `max_steps * accumulate` in all.
 
     Use it with `DataLoader(..., batch_size=None, shuffle=False)` (torchdata's StatefulDataLoader
@@ -53,7 +53,7 @@ class StepBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        rows: PackedRows,
+        rows: Rows,
         max_steps: int,
         rows_per_batch: int = 1,
         accumulate: int = 1,
@@ -88,7 +88,7 @@ class StepBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.max_steps * self.accumulate
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Samples:
         """Micro-batch `index` of this process, with its share of its optimizer step."""
         if not 0 <= index < len(self):
             raise IndexError(f"micro-batch {index} of {len(self)}")
@@ -98,7 +98,7 @@ class StepBatches(Dataset[Batch]):
         counts = [self._documents(first + place) for place in range(of_step)]
         mine = part * self.world + self.rank
         batch = self.rows.batch(self.row_indices(first + mine))
-        return replace(batch, share=counts[mine] * of_step / sum(counts))
+        return replace(batch, share=counts[mine] * of_step / sum(counts))  # type: ignore[type-var]
 
     def row_indices(self, micro_batch: int) -> list[int]:
         """The rows of a micro-batch, counted over all processes."""

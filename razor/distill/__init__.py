@@ -2,10 +2,11 @@
 
 from razor.distill.adaptive_features import AdaptiveFeatures
 from razor.distill.attention_relations import AttentionRelations
-from razor.distill.batch import IGNORE, Batch
+from razor.distill.batch import IGNORE, Batch, Samples
 from razor.distill.divergences import JSD, TotalVariation
 from razor.distill.features import Features
 from razor.distill.fixed_features import FixedFeatures
+from razor.distill.images import ImageBatch
 from razor.distill.key_values import KeyValues
 from razor.distill.logits import CrossEntropy, ForwardKL, ReverseKL
 from razor.distill.loss import LayerLoss, LogitsLoss, TeacherTokens
@@ -32,6 +33,7 @@ __all__ = [
     "Features",
     "FixedFeatures",
     "ForwardKL",
+    "ImageBatch",
     "KeyValues",
     "LayerLoss",
     "Linear",
@@ -43,6 +45,7 @@ __all__ = [
     "ReverseKL",
     "RouterKL",
     "RouterZ",
+    "Samples",
     "Schedule",
     "Shape",
     "Targets",

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from razor.distill.batch import Batch
+from razor.distill.batch import Samples
 from razor.distill.layers import ChosenLayers, Layers
 from razor.distill.relations import relation_kl
 from razor.distill.trace import AttentionInputs, Shape
@@ -72,7 +72,7 @@ class AttentionRelations(ChosenLayers):
                 count = shape.heads if name == "queries" else shape.kv_heads
                 self._check_heads(name, count * shape.head_dim, shape.name)
 
-    def per_token(self, student: AttentionInputs, teacher: AttentionInputs, batch: Batch) -> Tensor:
+    def per_token(self, student: AttentionInputs, teacher: AttentionInputs, batch: Samples) -> Tensor:
         """Sum of the weighted relations' KL, each the mean over relation heads, nats."""
         parts = []
         for name, weight in self._weights.items():

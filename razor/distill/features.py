@@ -11,6 +11,9 @@ difference is divided by the mean square of the teacher's state at that token: l
 A smaller student has narrower hidden states. One linear map, learned along with the student and shared by all
 layers, then takes them to the teacher's width (TinyBERT, arXiv 1909.10351, eq. 8). Layers of different numbers are
 compared at the same part of the depth.
+
+Feature maps of a convolutional network grow wider with depth, and no one map would fit them all: student and
+teacher then have the same widths, layer by layer.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from razor.distill.batch import Batch
+from razor.distill.batch import Samples
 from razor.distill.head import wide
 from razor.distill.loss import LayerLoss
 from razor.distill.trace import Shape
@@ -59,9 +62,10 @@ class Features(LayerLoss):
         """Learn the shapes and make the projection, unless there is one of this shape already.
 
         Raises:
-            RazorError: the widths differ and there is no projection.
+            RazorError: the widths differ and there is no projection, or one cannot make up for it.
         """
         super().fit(student, teacher)
+        self._check_maps(student, teacher)
         shape = (teacher.width, student.width)
         if self.projection == "linear":
             if self.map is None or self.map.shape != shape:
@@ -72,13 +76,25 @@ class Features(LayerLoss):
                 f"{teacher.width}: projection=linear learns a map between them."
             )
 
+    def _check_maps(self, student: Shape, teacher: Shape) -> None:
+        """Raise RazorError if hidden states that are compared have other widths or places, where these vary."""
+        for layer in range(teacher.layers + 1) if teacher.widths or student.widths else ():
+            own = self.counterpart(layer)
+            have, want = ((s.width_of(i), s.places_of(i)) for s, i in ((student, own), (teacher, layer)))
+            constant = len({*student.widths}) == len({*teacher.widths}) == 1 and have[1] == want[1]
+            if have != want and not constant:  # of constant widths a projection can be learned
+                raise RazorError(
+                    f"hidden state {own} of {student.name} has {have[1]} places of width {have[0]}, state {layer} "
+                    f"of {teacher.name} {want[1]} of {want[0]}: feature maps can be compared where these are equal."
+                )
+
     def counterpart(self, layer: int) -> int:
         """At the same part of the depth; after the final norm stands only what does in the teacher, too."""
         own = super().counterpart(layer)
         inner = layer < self.teacher.layers and own > 1
         return min(own, self.student.layers - 1) if inner else own
 
-    def per_token(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def per_token(self, student: Tensor, teacher: Tensor, batch: Samples) -> Tensor:
         """Mean over the width of the squared difference, in fp32; relative: over that of the teacher's square."""
         own, other = wide(student[batch.valid]), wide(teacher[batch.valid])
         if self.projection == "linear":

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from razor.distill.batch import Batch
+from razor.distill.batch import Samples
 from razor.distill.head import wide
 from razor.distill.layers import ChosenLayers, Layers
 from razor.distill.trace import AttentionInputs, Shape
@@ -46,7 +46,7 @@ class KeyValues(ChosenLayers):
         super().fit(student, teacher)
         self._check((student.kv_heads, student.head_dim), (teacher.kv_heads, teacher.head_dim))
 
-    def per_token(self, student: AttentionInputs, teacher: AttentionInputs, batch: Batch) -> Tensor:
+    def per_token(self, student: AttentionInputs, teacher: AttentionInputs, batch: Samples) -> Tensor:
         """The mean of the relative errors of keys and of values."""
         for own, other in ((student.keys, teacher.keys), (student.values, teacher.values)):
             self._check((own.shape[1], own.shape[3]), (other.shape[1], other.shape[3]))

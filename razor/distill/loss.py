@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from razor.distill.batch import Batch
+from razor.distill.batch import Samples
 from razor.distill.trace import Shape, Trace
 from razor.errors import RazorError
 
@@ -152,7 +152,7 @@ class LayerLoss(nn.Module, ABC):
     def teacher_layers(self) -> frozenset[int]:
         """The teacher's layers (or hidden states) to record, all that may be chosen."""
 
-    def select(self, teacher: Trace, batch: Batch) -> list[int]:
+    def select(self, teacher: Trace, batch: Samples) -> list[int]:
         """The teacher's layers to compare in this batch: all of them, unless a subclass chooses."""
         return sorted(self.teacher_layers())
 
@@ -167,12 +167,14 @@ class LayerLoss(nn.Module, ABC):
         return 1.0
 
     @abstractmethod
-    def per_token(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    def per_token(self, student: Any, teacher: Any, batch: Samples) -> Tensor:
         """The loss of each valid token at one layer, [n], in the row-major order of `batch.valid`.
 
         Args:
             student: the student's record of the layer: a hidden state [B, T, width], `AttentionInputs`, or router
-                logits [B, T, experts].
+                logits [B, T, experts]. Of a feature map [B, width, height, length] T are its height x length
+                places.
             teacher: the same of the teacher; the student's own if the loss needs none.
-            batch: which tokens are valid, and which documents they belong to.
+            batch: as this layer sees it (`Samples.inside`): which tokens are valid, and which documents they
+                belong to.
         """

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from razor.distill.batch import Batch
+from razor.distill.batch import Samples
 from razor.distill.chunked import chunked_loss
 from razor.distill.formula import LossFormula
 from razor.distill.head import Head
@@ -23,7 +23,7 @@ from razor.distill.observation import Observation
 from razor.distill.schedule import Schedule
 from razor.distill.targets import check_targets
 from razor.distill.teacher_logits import TeacherLogits
-from razor.distill.trace import Needs, Shape, Trace
+from razor.distill.trace import Needs, Shape, Trace, places
 from razor.errors import RazorError, did_you_mean
 from razor.spec import construct, read, spec_of
 
@@ -148,7 +148,7 @@ class Objective(nn.Module):
         return needs
 
     @torch.no_grad()
-    def observe(self, teacher: Trace | None, batch: Batch) -> Observation:
+    def observe(self, teacher: Trace | None, batch: Samples) -> Observation:
         """Settle what depends on the teacher alone."""
         seen = Observation()
         wanting = {n: loss for n, loss in self.logits_losses.items() if loss.needs_teacher}
@@ -178,7 +178,7 @@ class Objective(nn.Module):
         return seen
 
     def forward(
-        self, student: Trace, teacher: Trace | None, batch: Batch, seen: Observation
+        self, student: Trace, teacher: Trace | None, batch: Samples, seen: Observation
     ) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss (scalar with gradient; 0 if no token is valid) and each part's own value."""
         weights = batch.token_weights()
@@ -190,7 +190,7 @@ class Objective(nn.Module):
         return total, parts
 
     def _logits(
-        self, student: Trace, batch: Batch, weights: Tensor, seen: Observation
+        self, student: Trace, batch: Samples, weights: Tensor, seen: Observation
     ) -> tuple[Tensor, dict[str, float]]:
         losses, labels, targets = self.logits_losses, batch.labels[batch.valid], batch.targets
         if not losses or not len(labels):
@@ -217,7 +217,7 @@ class Objective(nn.Module):
         loss: LayerLoss,
         student: Trace,
         teacher: Trace | None,
-        batch: Batch,
+        batch: Samples,
         weights: Tensor,
         seen: Observation,
     ) -> Tensor:
@@ -232,8 +232,10 @@ class Objective(nn.Module):
                     f"The loss '{name}' needs {loss.record} of layer {layer}, which nobody recorded."
                 )
             record = own[counterpart]
-            per_token = loss.per_token(record, theirs.get(layer, record), batch)
-            values.append(loss.layer_weight(layer) * (per_token * weights).sum())
+            inner = batch.inside(places(record))
+            per_token = loss.per_token(record, theirs.get(layer, record), inner)
+            each = weights if inner is batch else inner.token_weights()
+            values.append(loss.layer_weight(layer) * (per_token * each).sum())
             total += loss.layer_weight(layer)
         return torch.stack(values).sum() / total
 

@@ -3,7 +3,7 @@
 MiniLMv2 (arXiv 2012.15828, eq. 2-3) turns a set of vectors, one for each token and head, into distributions:
 token t relates to token s by softmax_s(a_t . a_s / sqrt(d)). Queries, keys and values each give such relations,
 and since they live between tokens, models of any width have them alike. Here token t relates to the tokens of its
-own document up to itself, the ones that a causal model lets it see.
+own document up to itself, the ones that a causal model lets it see; the patches of an image all see each other.
 
 Those are heads x T x T numbers. They are made for a few query tokens at a time, in fp32, forward and again
 backward, where the gradient of KL(teacher || student) with respect to the student's scores is simply the
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from razor.distill.batch import Batch
+from razor.distill.batch import Samples
 from razor.distill.head import wide
 from razor.distill.pieces import pieces
 
@@ -29,7 +29,7 @@ CHUNK_BYTES = {"cpu": 8 * 2**20}
 CHUNK_BYTES_ELSEWHERE = 128 * 2**20
 
 
-def relation_kl(student: Tensor, teacher: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
+def relation_kl(student: Tensor, teacher: Tensor, batch: Samples, chunk: int | None = None) -> Tensor:
     """KL(teacher || student) of each valid token's relations, [n] nats, the mean over heads.
 
     Args:
@@ -55,6 +55,7 @@ class _Chunk:
     queries: Tensor
     """[m] their columns."""
     keys: slice
+    causal: bool = True
 
     def log_relations(self, vectors: Tensor, documents: Tensor) -> Tensor:
         """[heads, m, keys] log-probabilities, about -3e38 where a token sees nothing."""
@@ -65,19 +66,21 @@ class _Chunk:
         owners = documents[self.row]
         columns = torch.arange(self.keys.start, self.keys.stop, device=owners.device)
         seen = owners[self.queries, None] == owners[None, self.keys]
-        seen &= columns <= self.queries[:, None]
+        if self.causal:
+            seen &= columns <= self.queries[:, None]
         return scores.masked_fill_(~seen, torch.finfo(scores.dtype).min).log_softmax(-1)
 
 
-def _chunks(batch: Batch, token_bytes: int, target: int) -> Iterator[_Chunk]:
+def _chunks(batch: Samples, token_bytes: int, target: int) -> Iterator[_Chunk]:
     valid, documents, done = batch.valid.cpu(), batch.documents.cpu(), 0
     for row in range(len(valid)):
         columns = valid[row].nonzero().flatten()
         for piece in pieces(len(columns), token_bytes, target):
             here = columns[piece]  # in order, and so are documents: what the first one sees begins first
             first = int((documents[row] == documents[row, here[0]]).nonzero()[0])
-            part = slice(done + piece.start, done + piece.stop)
-            yield _Chunk(part, row, here.to(batch.labels.device), slice(first, int(here[-1]) + 1))
+            last = here[-1] if batch.causal else (documents[row] == documents[row, here[-1]]).nonzero()[-1]
+            part, keys = slice(done + piece.start, done + piece.stop), slice(first, int(last) + 1)
+            yield _Chunk(part, row, here.to(batch.labels.device), keys, batch.causal)
         done += len(columns)
 
 

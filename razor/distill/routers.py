@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from razor.distill.batch import Batch
+from razor.distill.batch import Samples
 from razor.distill.head import wide
 from razor.distill.layers import ChosenLayers, Layers
 from razor.distill.logits import forward_kl
@@ -55,7 +55,7 @@ class RouterKL(RouterLoss):
                     "compared if they choose from the same."
                 )
 
-    def per_token(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def per_token(self, student: Tensor, teacher: Tensor, batch: Samples) -> Tensor:
         """Sum over experts of p (log p - log q)."""
         own, other = (wide(logits[batch.valid]).log_softmax(-1) for logits in (student, teacher))
         return forward_kl(own, other)
@@ -70,6 +70,6 @@ class RouterZ(RouterLoss):
 
     needs_teacher = False
 
-    def per_token(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def per_token(self, student: Tensor, teacher: Tensor, batch: Samples) -> Tensor:
         """logsumexp(logits)^2."""
         return wide(student[batch.valid]).logsumexp(-1).square()

@@ -54,16 +54,22 @@ class AttentionInputs:
     values: Tensor
 
 
+def places(record: Tensor | AttentionInputs) -> int:
+    """How many vectors a row has in what was recorded of a layer."""
+    return record.queries.shape[2] if isinstance(record, AttentionInputs) else record.shape[1]
+
+
 @dataclass
 class Trace:
     """A recorded forward pass.
 
     Attributes:
         hidden: [B, T, width] input of the output head: last hidden state after the final norm (and, in a student,
-            after the head's activation quantization).
-        head_weight: [vocabulary, width] weight of the output head as computed with (quantized, in a student).
+            after the head's activation quantization). Of an image [B, 1, width]: what its class is told from.
+        head_weight: [vocabulary, width] weight of the output head as computed with (quantized, in a student); of an
+            image classifier [classes, width].
         head_bias: [vocabulary] or None.
-        states: hidden states [B, T, width] by Transformers' index.
+        states: hidden states [B, T, width] by Transformers' index; a feature map's T are its places, row by row.
         attention: attention inputs by layer, from 1.
         routers: router logits [B, T, experts] by layer, from 1.
     """
@@ -96,6 +102,8 @@ class Shape:
         heads, kv_heads, head_dim: of attention.
         attention: layers (from 1) whose attention inputs can be recorded.
         routers: experts that each router chooses from, by layer (from 1); empty if the model has no routers.
+        widths: of every hidden state, from 0, where they differ (feature maps grow wider); empty: all are `width`.
+        places: of every hidden state in a row, where they differ or another model could have others; empty: tokens.
     """
 
     name: str
@@ -106,3 +114,13 @@ class Shape:
     head_dim: int
     attention: frozenset[int] = frozenset()
     routers: Mapping[int, int] = field(default_factory=dict)
+    widths: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
+
+    def width_of(self, state: int) -> int:
+        """Width of a hidden state."""
+        return self.widths[state] if self.widths else self.width
+
+    def places_of(self, state: int) -> int | None:
+        """Vectors of a hidden state in a row; None: a token each."""
+        return self.places[state] if self.places else None

@@ -1,4 +1,4 @@
-"""One call from tokens to a loss: teacher, student and the losses of a recipe between them.
+"""One call from tokens (or pixels) to a loss: teacher, student and the losses of a recipe between them.
 
 The order is the whole method. The teacher runs without gradient and records what the losses look at; the
 objective settles what depends on the teacher alone (EAKLD's gamma, AFD's layers); the student runs and
@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from razor.distill import Batch, Objective
+from razor.distill import Objective, Samples
 from razor.distiller.inputs import batch_of
 from razor.errors import RazorError
 from razor.models import record, shape_of
 from razor.models.student import check_head
+from razor.quant.anatomy import head_of, reads_images
 from razor.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Distiller:
         for model in (student, teacher):
             if model is not None and not hasattr(model, "get_decoder"):
                 raise RazorError(
-                    f"Distiller wants a causal language model of Transformers itself, not a {type(model).__name__} "
-                    "(of a wrapper: wrapper.module)."
+                    "Distiller wants a causal language model or an image classifier of Transformers itself, not a "
+                    f"{type(model).__name__} (of a wrapper: wrapper.module)."
                 )
         check_head(student)
         self.cached = cached
@@ -78,7 +79,7 @@ class Distiller:
 
     def __call__(
         self,
-        batch: Batch | None = None,
+        batch: Samples | None = None,
         *,
         input_ids: Tensor | None = None,
         labels: Tensor | None = None,
@@ -89,7 +90,7 @@ class Distiller:
         """The weighted loss of a micro-batch (scalar, with gradient) and everything worth logging by name.
 
         Args:
-            batch: a ready `Batch`, instead of all the others.
+            batch: a ready `Batch` or, for an image classifier, `ImageBatch`, instead of all the others.
             input_ids: [B, T] tokens; for these and the others see `batch_of`.
             labels: [B, T], not shifted, -100 where there is no loss.
             attention_mask: [B, T] 1 on text, 0 on padding.
@@ -103,9 +104,14 @@ class Distiller:
         if batch is not None:
             if any(tensor is not None for tensor in given):
                 raise RazorError("Give a Batch or tensors by name, not both.")
-            if not isinstance(batch, Batch):
+            if not isinstance(batch, Samples):
                 raise RazorError("Give tensors by name: distiller(input_ids=..., labels=...).")
             return self.loss(batch)
+        if reads_images(self.student):
+            raise RazorError(
+                f"{type(self.student).__name__} reads images: "
+                "distiller(razor.distill.ImageBatch.of(pixels, classes))."
+            )
         if input_ids is None or labels is None:
             missing = "input_ids" if input_ids is None else "labels"
             raise RazorError(
@@ -124,13 +130,13 @@ class Distiller:
         """All that an optimizer should get: the student, and the losses, of which some learn a projection."""
         return nn.ModuleList([self.student, self.objective])
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The same for a `Batch` on the student's device."""
-        observed = None
-        self.objective.to(batch.input_ids.device)
+    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
+        """The same for a batch on the student's device."""
+        observed, device = None, batch.labels.device
+        self.objective.to(device)
         if self.teacher is not None and self.objective.teaching:
-            if next(self.teacher.parameters()).device != batch.input_ids.device:
-                nn.Module.to(self.teacher, batch.input_ids.device)
+            if next(self.teacher.parameters()).device != device:
+                nn.Module.to(self.teacher, device)
             with torch.no_grad():
                 observed = record(self.teacher, batch, self.objective.teacher_needs())
         seen = self.objective.observe(observed, batch)
@@ -156,6 +162,8 @@ class Distiller:
         check_head(teacher)
         own, other = (_vocabulary(model) for model in (student, teacher))
         if own != other:
+            if reads_images(student):
+                raise RazorError(f"The student tells {own} classes apart, the teacher {other}.")
             raise RazorError(
                 f"The student has {own} tokens, the teacher {other}: losses between distributions need one "
                 "vocabulary."
@@ -175,5 +183,5 @@ def _objective(recipe: Recipe | Objective | Mapping[str, Any] | str | Path) -> O
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
-    head: Any = model.get_output_embeddings()
+    head: Any = head_of(model)
     return len(head.weight)

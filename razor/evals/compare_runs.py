@@ -80,8 +80,9 @@ class Run:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens trained on, over the whole run and all processes; of older reports, those of the last process."""
-        return self.report.get("tokens_trained", self.report.get("tokens_seen"))
+        """Tokens (or images) trained on, over all processes; of older reports, those of the last process."""
+        names = ("tokens_trained", "tokens_seen", "images_seen")
+        return next((self.report[name] for name in names if name in self.report), None)
 
     @property
     def text(self) -> dict[str, str] | None:

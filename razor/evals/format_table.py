@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from razor.models import ModelSource
 from razor.quant import Float16, Format, Grouped, Integer
+from razor.quant.anatomy import head_of
 from razor.quant.holders import compressed_tensors_bits, gguf_types, gptq_bits
 
 GROUPS: tuple[int | str, ...] = (32, 64, 128, 256, "row")
@@ -63,7 +64,7 @@ def decoder_matrices(source: ModelSource) -> Callable[[], Iterable[Tensor]]:
         RazorError: the rows of one are no multiple of 64.
     """
     model = source.load(torch.bfloat16)
-    head = model.get_output_embeddings()
+    head = head_of(model)
     found = {
         name: module.weight.detach()
         for name, module in model.named_modules()

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from razor import processes
+from razor.distill import Samples
 from razor.errors import RazorError
 from razor.evals import kept_scores
 from razor.evals.generated_code import check_flag
@@ -28,6 +29,9 @@ from razor.evals.rows import ROWS_VERSION, check_shots, prepare_rows
 from razor.evals.scores import Scores, main_score
 from razor.evals.tasks import described, whole
 from razor.storage import digest
+
+if TYPE_CHECKING:
+    from razor.models import Task
 
 SCORER = 1
 """Counts changes of our own that could move a score; part of every score's key."""
@@ -51,6 +55,9 @@ class Benchmark:
     Raises:
         RazorError: a value out of range.
     """
+
+    task: ClassVar[Task] = "text"
+    """What it asks."""
 
     def __init__(
         self,
@@ -94,6 +101,10 @@ class Benchmark:
             raise RazorError(f"evals.rows={self.rows} is unknown. Choices: hub, package.")
         if len(set(self.tasks)) < len(self.tasks):
             raise RazorError(f"evals.tasks={self.tasks} names a task twice.")
+
+    def on(self, held_out: Sequence[Samples]) -> Benchmark:
+        """Itself: it has rows of its own."""
+        return self
 
     def only(self, task: str) -> Benchmark:
         """The same benchmark with one of its tasks, and what was prepared for all."""

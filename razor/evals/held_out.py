@@ -1,7 +1,7 @@
 """Held-out text: perplexity, and how far the student's predictions are from the teacher's.
 
 KL(teacher || student) per response token at temperature 1, in nats, sees damage long before a benchmark of a
-hundred rows does.
+hundred rows does. Of images the same is said of each image's class: an image has one response token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from razor import processes
-from razor.distill import Batch, CrossEntropy, ForwardKL
+from razor.distill import CrossEntropy, ForwardKL, Samples
 from razor.distill.chunked import chunked_loss
 from razor.distill.formula import Formula
 from razor.distill.head import Head
@@ -47,7 +47,7 @@ class HeldOut:
 
 
 @torch.no_grad()
-def score_held_out(student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Batch]) -> HeldOut:
+def score_held_out(student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Samples]) -> HeldOut:
     """Score a student (or the teacher itself) against its teacher. Activations and KV are quantized as trained.
 
     Of several processes each scores its part of the batches; all call this, and all get the same answer.

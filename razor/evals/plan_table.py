@@ -18,6 +18,7 @@ from razor.evals.plan_lines import PlanLine, folded, plan_lines
 from razor.models import ModelSource
 from razor.models.attention import attention_layers
 from razor.quant import Float16, Format, ModelSize, Size, measure
+from razor.quant.anatomy import reads_images
 from razor.recipe import PlanFile, QuantRecipe
 from razor.storage import atomic_write
 
@@ -158,6 +159,8 @@ class PlanTable:
 
 def _kv_cache(model: PreTrainedModel, format: Format | None) -> KVCache | None:
     """Of a model's attention layers: two rows of head_dim numbers for each KV head."""
+    if reads_images(model):
+        return None
     try:
         configs = [(layer, layer.config) for layer in attention_layers(model).values()]
     except RazorError:

@@ -14,6 +14,9 @@ from typing import Any
 
 from razor.errors import RazorError
 
+CALIBRATION = "ece"
+"""Expected calibration error: less is better, so it is shown and belongs to no average."""
+
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1")
 
 
@@ -22,9 +25,9 @@ class Score:
     """One task's main metric.
 
     Attributes:
-        task, metric: lm-eval's names.
+        task, metric: lm-eval's names; of images see `razor.evals.classification`.
         value: percent.
-        stderr: standard error of `value` in percent points; None for a single row.
+        stderr: standard error of `value` in percent points; None for a single row, and where there is no formula.
         rows: number of rows scored.
     """
 
@@ -44,7 +47,8 @@ class Scores:
     @property
     def average(self) -> float | None:
         """Plain mean of the tasks' values in percent; None without tasks."""
-        return sum(task.value for task in self.tasks) / len(self.tasks) if self.tasks else None
+        values = [task.value for task in self.tasks if task.metric != CALIBRATION]
+        return sum(values) / len(values) if values else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form: {"tasks": [{task, metric, value, stderr, rows}], "average"}."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from razor.models.task import task_of
+
 if TYPE_CHECKING:
     from razor.export.compressed import Compressed
 
@@ -37,7 +39,7 @@ def model_card(
     parts = [
         _front_matter(compressed, tags),
         f"# {compressed.name} ({format})",
-        f"{about.get('base') or about.get('model', 'A language model')} compressed to "
+        f"{about.get('base') or about.get('model', 'A model')} compressed to "
         f"{about.get('w_a_kv', 'low bits')} with Razor, by {compressed.how}.",
         "## Load it\n\n" + usage.strip(),
         "## What it takes\n\n"
@@ -58,7 +60,8 @@ def model_card(
 
 def _front_matter(compressed: Compressed, tags: Sequence[str]) -> str:
     about = compressed.about
-    lines = ["---", "pipeline_tag: text-generation"]
+    images = task_of(compressed.config) == "images"
+    lines = ["---", f"pipeline_tag: {'image-classification' if images else 'text-generation'}"]
     if about.get("licence"):
         lines.append(f"license: {about['licence']}")
     if about.get("base"):
@@ -88,7 +91,11 @@ def _scores(report: Any) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     facts = [
         f"{report[key]:,} {text}" if isinstance(report[key], int) else f"{report[key]} {text}"
-        for key, text in (("steps", "steps"), ("tokens_seen", "tokens seen"))
+        for key, text in (
+            ("steps", "steps"),
+            ("tokens_seen", "tokens seen"),
+            ("images_seen", "images seen"),
+        )
         if key in report
     ]
     seed = f", seed {report['seed']}" if "seed" in report else ""

@@ -19,6 +19,7 @@ from torch import Tensor
 from razor.errors import RazorError
 from razor.export.packed import load_packed, load_tokenizer
 from razor.export.packed_files import is_packed, read_card
+from razor.models.task import auto_class, task_of
 from razor.quant import CodedWeight, Codes, Format, ModelSize, Plan, measure
 from razor.storage import REPORT, digest, file_digest
 
@@ -109,9 +110,9 @@ class Compressed:
         return load_packed(self.folder)[0]
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer, for which no weight is loaded."""
-        return load_tokenizer(self.folder)
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Its tokenizer, for which no weight is loaded; None if it reads no text."""
+        return load_tokenizer(self.folder) if task_of(self.config) == "text" else None
 
     @cached_property
     def digest(self) -> str:
@@ -150,10 +151,8 @@ class Compressed:
     @cached_property
     def size(self) -> ModelSize:
         """Exact bits of the model, by Razor's own format."""
-        from transformers import AutoModelForCausalLM
-
         with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(self.config)
+            skeleton = auto_class(self.config).from_config(self.config)
         return measure(skeleton, self.plan)
 
 

@@ -22,6 +22,7 @@ from razor.errors import RazorError
 from razor.export.card import model_card
 from razor.export.compressed import Compressed
 from razor.export.manifest import MANIFEST, read_manifest, write_manifest
+from razor.models.task import Task, task_of
 from razor.storage import atomic_write, require_space
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class Exporter(ABC):
 
     tags: ClassVar[tuple[str, ...]] = ()
     """For the model card, as the hub knows them."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("text",)
+    """Kinds of models that it holds."""
 
     @abstractmethod
     def check(
@@ -106,6 +110,7 @@ def export(compressed: Compressed, exporters: Mapping[str, Exporter], out: Path)
     """
     for exporter in exporters.values():
         check_target(out / exporter.name, exporter.name)
+        check_format(exporter, compressed.config)
         exporter.check(compressed.plan, compressed.config, compressed.tokenizer)
     needed = sum(exporter.bytes(compressed) for exporter in exporters.values())
     require_space(out, needed, "these exports", "out=...")
@@ -134,6 +139,12 @@ def _one(compressed: Compressed, exporter: Exporter, target: Path) -> Path:
     for line in (*proof.lines, *costs):
         print(f"  - {line}")
     return target
+
+
+def check_format(exporter: Exporter, config: PretrainedConfig) -> None:
+    """Raise RazorError if a format is not for models of this kind."""
+    if (task := task_of(config)) not in exporter.tasks:
+        raise RazorError(f"export={exporter.name} holds no models of {task}: export=[packed,dense] do.")
 
 
 def check_target(folder: Path, format: str) -> None:

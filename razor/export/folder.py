@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from razor.errors import RazorError
 from razor.export.packed import load_packed, save_packed
 from razor.export.packed_files import files_of, is_packed
+from razor.quant.anatomy import reads_images
 from razor.recipe import Quantized
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def check_place(folder: Path) -> None:
 
 def save(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: str | Path,
     about: Mapping[str, str | None] | None = None,
 ) -> None:
@@ -48,7 +49,7 @@ def save(
 
     Args:
         model: in training or not, on any device.
-        tokenizer: saved with it.
+        tokenizer: saved with it; None of an image classifier.
         folder: made or replaced, all or nothing.
         about: what cards and tables call it (model, quant, base, licence, note); by default what model and recipe
             say of themselves.
@@ -60,7 +61,7 @@ def save(
     done = getattr(model, "razor", None)
     if not isinstance(done, Quantized):
         raise RazorError("This model is not quantized: razor.quantize(model, recipe) comes first.")
-    if not hasattr(tokenizer, "save_pretrained"):
+    if not hasattr(tokenizer, "save_pretrained") and not (tokenizer is None and reads_images(model)):
         raise RazorError(
             f"tokenizer={tokenizer!r}: give the model's tokenizer, a packed folder holds it too."
         )
@@ -74,8 +75,10 @@ def save(
     done.recipe.save(Path(folder) / RECIPE)
 
 
-def load(folder: str | Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A packed model on the CPU, ready to generate, and its tokenizer.
+def load(
+    folder: str | Path, hold: Hold = "decoded"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """A packed model on the CPU, ready to generate, and its tokenizer; None of an image classifier.
 
     Args:
         folder: made by `save`, or by a run.

@@ -19,6 +19,8 @@ from razor.errors import RazorError
 from razor.export.packed_files import dtype_name
 from razor.export.shards import write_shards
 from razor.export.words import write_words
+from razor.models.task import auto_class
+from razor.quant.anatomy import entrance_of, head_of, reads_images
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -43,11 +45,10 @@ class Skeleton:
     @classmethod
     def of(cls, config: PretrainedConfig) -> Skeleton:
         """The skeleton of an architecture."""
-        from transformers import AutoModelForCausalLM
-
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        outer = (model.get_input_embeddings(), model.get_output_embeddings())
+            model = auto_class(config).from_config(copy.deepcopy(config))
+        first = entrance_of(model) if reads_images(model) else [model.get_input_embeddings()]
+        outer = (*first, head_of(model))
         modules = dict(model.named_modules())
         ends = {name for name, module in modules.items() if any(module is end for end in outer)}
         linear = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and n not in ends}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -122,8 +123,11 @@ class RazorQuantizer(HfQuantizer):
             if isinstance(part, CodedWeight):
                 part.forget()  # Transformers may have looked at it before it was loaded
                 part.arrange()
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(self._compute_dtype)
+        for module in model.modules():
+            # as in training (razor.quant.apply): batch norm has its numbers in fp32 beside its statistics
+            dtype = torch.float32 if isinstance(module, _BatchNorm) else self._compute_dtype
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
         model.requires_grad_(False)
         plan = Plan.from_dict(self.quantization_config.plan or {})
         if plan.kv_cache is not None:

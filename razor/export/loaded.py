@@ -22,6 +22,8 @@ from torch import Tensor
 
 from razor.errors import RazorError
 from razor.export.packed_files import dtype_name
+from razor.models.sample import sample_inputs
+from razor.models.task import auto_class
 from razor.quant import CodedWeight, Float16, Plan
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def _logits(
 
 def bare_model(compressed: Compressed, dtype: torch.dtype, activations: bool = False) -> PreTrainedModel:
     """The packed model anew, computing in a dtype; KV cache in 16 bits, and activations too unless wanted."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     modules = dict(compressed.plan.modules)
     if not activations:
@@ -133,7 +135,7 @@ def bare_model(compressed: Compressed, dtype: torch.dtype, activations: bool = F
     }
     config.dtype = dtype_name(dtype)
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(config).from_pretrained(
             str(compressed.folder), config=config, local_files_only=True
         )
     return model.eval()
@@ -158,7 +160,10 @@ def rounded_weights(model: PreTrainedModel, names: Container[str] | None, dtype:
 
 
 def logits(model: PreTrainedModel, compressed: Compressed) -> Tensor:
-    """fp32 logits [tokens, vocabulary] of a model on a few words."""
+    """fp32 logits [tokens, vocabulary] of a model on a few words, or [images, classes] on a few images."""
+    if compressed.tokenizer is None:
+        with torch.no_grad():
+            return model.eval()(**sample_inputs(model, compressed.config)).logits.float()
     tokens = compressed.tokenizer(TEXT, return_tensors="pt").input_ids[:, :64]
     with torch.no_grad():
         return model.eval()(input_ids=tokens, use_cache=False).logits[0].float()

@@ -1,7 +1,8 @@
 """The small model: a folder whose weights really take the bits that were promised.
 
 It is a folder of Transformers (see `razor.export.packed_files` for what lies in it): after `import razor`,
-`AutoModelForCausalLM.from_pretrained(folder)` and `pipeline` load it. No pickle, no code. Loading rebuilds the
+`AutoModelForCausalLM.from_pretrained(folder)` (of an image classifier
+`AutoModelForImageClassification`) and `pipeline` load it. No pickle, no code. Loading rebuilds the
 architecture, swaps in layers that compute on the packed tensors (see `razor.quant.coded`), and gives the logits of
 the trained student bit for bit.
 """
@@ -12,7 +13,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from razor.errors import RazorError
 from razor.export.hf_quantizer import METHOD, VERSION, RazorConfig
 from razor.export.packed_files import CARD, CONFIG, dtype_name, read_card
 from razor.export.shards import INDEX, SHARD, WEIGHTS, read_shards, write_shards
+from razor.models.task import auto_class, task_of
 from razor.quant import Plan, packed_state
 from razor.storage import atomic_write, file_digest
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 def save_packed(
     student: PreTrainedModel,
     plan: Plan,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     compute_dtype: torch.dtype,
     folder: Path,
     about: Mapping[str, str | None] | None = None,
@@ -44,7 +46,7 @@ def save_packed(
     Args:
         student: quantized by the plan.
         plan: formats of its weights.
-        tokenizer: saved with it.
+        tokenizer: saved with it; None of a model that reads no text.
         compute_dtype: of its forward pass.
         folder: made or replaced.
         about: what was compressed (model, quant, w_a_kv, base, licence, note), for cards and tables.
@@ -56,8 +58,9 @@ def save_packed(
     with atomic_write(folder) as temporary:
         temporary.mkdir()
         write_shards(packed_state(student, plan), temporary, shard)
-        tokenizer.save_pretrained(temporary)
-        student.generation_config.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+            student.generation_config.save_pretrained(temporary)
         config = copy.deepcopy(student.config)
         config.architectures, config.dtype = [type(student).__name__], dtype_name(compute_dtype)
         config.quantization_config = {
@@ -92,8 +95,12 @@ def reshard(folder: Path, shard: int) -> None:
     (folder / CARD).write_text(json.dumps(card, indent=1))
 
 
-def load_packed(folder: Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_packed(
+    folder: Path, hold: Hold = "decoded"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a packed folder on the CPU, ready to generate (keys and values in a `QuantCache`, if the plan says so).
+
+    Of a model that reads no text, the tokenizer is None.
 
     Args:
         folder: made by `save_packed`, or saved again by Transformers.
@@ -103,7 +110,7 @@ def load_packed(folder: Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, 
     Raises:
         RazorError: no packed folder, made by another version, or damaged.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     RazorConfig(hold=hold)  # an unknown way to hold them is told before anything is read
     read_card(folder)
@@ -113,13 +120,13 @@ def load_packed(folder: Path, hold: Hold = "decoded") -> tuple[PreTrainedModel, 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
         config.quantization_config["hold"] = hold
-        model = AutoModelForCausalLM.from_pretrained(str(folder), config=config, local_files_only=True)
+        model = auto_class(config).from_pretrained(str(folder), config=config, local_files_only=True)
     except (RazorError, MemoryError, ImportError):
         raise
     except Exception as error:  # whatever Transformers makes of a field that is not right
         reason = " ".join(str(error).split())[:200]
         raise RazorError(f"'{folder}' is damaged: Transformers cannot load it ({reason}).") from error
-    return model.eval(), load_tokenizer(folder)
+    return model.eval(), load_tokenizer(folder) if task_of(config) == "text" else None
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -145,26 +152,21 @@ def _check_generation(path: Path) -> None:
         raise RazorError(f"'{path}' is damaged: it cannot be read.") from error
 
 
-def check_packed(
-    student: PreTrainedModel, folder: Path, input_ids: Tensor, position_ids: Tensor | None = None
-) -> None:
+def check_packed(student: PreTrainedModel, folder: Path, inputs: Tensor | Mapping[str, Any]) -> None:
     """Reload a packed model and compare its logits with the student's, bit for bit.
 
     Args:
         student: in evaluation mode, on the CPU.
         folder: made from it.
-        input_ids: [B, T] tokens to compare on.
-        position_ids: [B, T], restarting with each packed document.
+        inputs: [B, T] tokens to compare on, or all that the models are called with, by name.
 
     Raises:
         RazorError: they differ.
     """
     reloaded, _ = load_packed(folder)
+    given = {"input_ids": inputs, "use_cache": False} if isinstance(inputs, Tensor) else inputs
     with torch.no_grad():
-        expected, found = (
-            model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-            for model in (student, reloaded)
-        )
+        expected, found = (model(**given).logits for model in (student, reloaded))
     if not torch.equal(expected, found):
         gap = float((expected.float() - found.float()).abs().max())
         raise RazorError(

@@ -15,15 +15,14 @@ from razor.export.packed import load_packed, packed_bytes, reshard
 from razor.export.packed_files import files_of
 from razor.export.shards import SHARD
 from razor.export.words import check_words
+from razor.models.sample import IMAGES, TOKENS, sample_inputs
+from razor.models.task import Task
 from razor.quant import CodedWeight
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from razor.quant import Plan
-
-TOKENS = 64
-"""How many tokens are compared."""
 
 
 class Packed(Exporter):
@@ -37,6 +36,7 @@ class Packed(Exporter):
     """
 
     name: ClassVar[str] = "packed"
+    tasks: ClassVar[tuple[Task, ...]] = ("text", "images")
 
     def __init__(self, shard: int = SHARD) -> None:
         if isinstance(shard, bool) or not isinstance(shard, int) or shard < 1:
@@ -63,14 +63,15 @@ class Packed(Exporter):
         for name, tensor in expected.items():
             if name not in found or not torch.equal(tensor, found[name]):
                 raise RazorError(f"'{folder}': tensor '{name}' is not the one that was exported.")
-        tokens = torch.arange(TOKENS).unsqueeze(0) % compressed.config.get_text_config().vocab_size
+        given = sample_inputs(compressed.model, compressed.config)
         with torch.no_grad():
-            logits = [m(input_ids=tokens, use_cache=False).logits for m in (compressed.model, model)]
+            logits = [m(**given).logits for m in (compressed.model, model)]
         if not torch.equal(*logits):
             raise RazorError(f"'{folder}' gives other logits than the model that was exported.")
         coded = sum(isinstance(part, CodedWeight) for part in model.modules())
-        facts = {"tensors": len(expected), "weights": coded, "tokens": TOKENS, "logits": "equal"}
-        line = f"all {len(expected)} tensors and the logits of {TOKENS} tokens are the student's, bit for bit"
+        many, unit = (TOKENS, "tokens") if compressed.tokenizer is not None else (IMAGES, "images")
+        facts = {"tensors": len(expected), "weights": coded, unit: many, "logits": "equal"}
+        line = f"all {len(expected)} tensors and the logits of {many} {unit} are the student's, bit for bit"
         return Proof(facts, (line,))
 
     def costs(self, compressed: Compressed, folder: Path) -> list[str]:  # noqa: D102
@@ -82,11 +83,19 @@ class Packed(Exporter):
         ]
 
     def usage(self, compressed: Compressed) -> str:  # noqa: D102
-        return USAGE
+        return USAGE if compressed.tokenizer is not None else USAGE_IMAGES
 
     def bytes(self, compressed: Compressed) -> int:  # noqa: D102
         return 2 * packed_bytes(compressed.folder)
 
+
+USAGE_IMAGES = """```python
+import razor  # pip install razor-qad; teaches Transformers the format
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(".")
+logits = model(pixel_values=pixels).logits  # [images, channels, height, width], normalized as in training
+```"""
 
 USAGE = """```python
 import razor  # pip install razor-qad; teaches Transformers the format

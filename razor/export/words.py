@@ -40,7 +40,9 @@ def texts(tokenizer: Any) -> Iterator[str]:
 
 
 def write_words(compressed: Compressed, folder: Path) -> None:
-    """Tokenizer and generation config."""
+    """Tokenizer and generation config; of a model that reads no text nothing."""
+    if compressed.tokenizer is None:
+        return
     compressed.tokenizer.save_pretrained(folder)
     compressed.model.generation_config.save_pretrained(folder)
 
@@ -53,6 +55,8 @@ def check_words(compressed: Compressed, folder: Path) -> None:
     """
     from transformers import GenerationConfig
 
+    if compressed.tokenizer is None:
+        return
     own, found = compressed.tokenizer, load_tokenizer(folder)
     for text in texts(own):
         if own(text)["input_ids"] != found(text)["input_ids"]:

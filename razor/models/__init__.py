@@ -6,9 +6,12 @@ from razor.models.gguf_package import GGUFPackage
 from razor.models.hub import HubModel
 from razor.models.kv_cache import QuantCache, quant_cache
 from razor.models.random_model import RandomModel
-from razor.models.record import layers_of, record, shape_of
+from razor.models.record import inputs_of, record, shape_of
 from razor.models.source import ModelSource, config_from
 from razor.models.student import make_student
+from razor.models.task import Task, auto_class, task_of
+from razor.models.trained import TrainedModel
+from razor.quant.anatomy import layers_of
 
 __all__ = [
     "GGUFPackage",
@@ -16,12 +19,17 @@ __all__ = [
     "ModelSource",
     "QuantCache",
     "RandomModel",
+    "Task",
+    "TrainedModel",
+    "auto_class",
     "byte_tokenizer",
     "config_from",
+    "inputs_of",
     "layers_of",
     "make_student",
     "quant_cache",
     "quantize_kv",
     "record",
     "shape_of",
+    "task_of",
 ]

@@ -1,4 +1,4 @@
-"""Any causal language model of the Hugging Face hub, or a local folder in its layout."""
+"""Any causal language model or image classifier of the Hugging Face hub, or a local folder in its layout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from razor.errors import RazorError
 from razor.models.source import ModelSource
+from razor.models.task import auto_class, task_of
 from razor.storage import digest
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ class HubModel(ModelSource):
         self._commit = getattr(self._get(kind), "_commit_hash", None)
         self.tokenizer()
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:  # noqa: D102 - see ModelSource
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:  # noqa: D102 - see ModelSource
+        if self.task == "images":
+            return None
         from transformers import AutoTokenizer
 
         return self._get(AutoTokenizer)
@@ -90,8 +93,9 @@ class HubModel(ModelSource):
         return digest([self.id, self.revision, self._commit])
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:  # noqa: D102
-        from transformers import AutoModelForCausalLM
-
-        stated = {"config": self.config()} if self.trust_architecture else {}
-        model = self._get(AutoModelForCausalLM, dtype=dtype, attn_implementation="sdpa", **stated)
+        config = self.config()
+        stated = {"config": config} if self.trust_architecture else {}
+        # a convolutional network has no attention that could be said to be SDPA
+        sdpa = {"attn_implementation": "sdpa"} if task_of(config) == "text" else {}
+        model = self._get(auto_class(config), dtype=dtype, **sdpa, **stated)
         return model.eval()

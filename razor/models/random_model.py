@@ -10,6 +10,7 @@ import torch
 from razor.errors import RazorError
 from razor.models.byte_tokenizer import byte_tokenizer
 from razor.models.source import ModelSource
+from razor.models.task import auto_class
 from razor.storage import digest
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RandomModel(ModelSource):
-    """A seeded random model with a byte-level tokenizer.
+    """A seeded random model, of text with a byte-level tokenizer.
 
     Args:
         name: for tables and file names.
@@ -34,7 +35,9 @@ class RandomModel(ModelSource):
         """Check that the vocabulary holds the tokenizer's."""
         self.tokenizer()
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:  # noqa: D102 - see ModelSource
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:  # noqa: D102 - see ModelSource
+        if self.task == "images":
+            return None
         tokenizer = byte_tokenizer(chat=self.chat)
         vocabulary = self.config().vocab_size
         if vocabulary < len(tokenizer):
@@ -49,13 +52,12 @@ class RandomModel(ModelSource):
         return digest([self.architecture, self.seed, self.chat, "random"])
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:  # noqa: D102
-        from transformers import AutoModelForCausalLM
-
-        tokenizer = self.tokenizer()
+        tokenizer, config = self.tokenizer(), self.config()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             # not .to(dtype): that would round the rotary frequencies too
-            model = AutoModelForCausalLM.from_config(self.config(), dtype=dtype).eval()
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+            model = auto_class(config).from_config(config, dtype=dtype).eval()
+        if tokenizer is not None:
+            model.generation_config.eos_token_id = tokenizer.eos_token_id
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
         return model

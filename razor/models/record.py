@@ -2,7 +2,7 @@
 
 Hidden states are caught by hooks on just the layers wanted, attention inputs where attention is called, router
 logits at the routers. The head is not run at all: the losses make logits themselves, in chunks (see
-`razor.distill.chunked`).
+`razor.distill.chunked`). How images are run is said by `image_record`.
 """
 
 from __future__ import annotations
@@ -13,34 +13,56 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from razor.distill import Batch, Needs, Shape, Trace
+from razor.distill import Batch, ImageBatch, Needs, Samples, Shape, Trace
 from razor.errors import RazorError
+from razor.models.image_record import image_shape, pixels_for, record_images
 from razor.models.intercepted import is_checkpointed, reachable_attention
 from razor.models.packed_attention import packed_attention
 from razor.models.recorded_attention import recorded_attention
 from razor.models.routers import recorded_routers, router_sizes
 from razor.quant import QuantLinear
+from razor.quant.anatomy import body_of, head_of, layers_of, reads_images
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-LAYERS = ("layers", "h")
-"""What decoders call the list of their layers; GPT-2 says `h`."""
-
-
-def record(model: PreTrainedModel, batch: Batch, needs: Needs | None = None) -> Trace:
-    """One pass over a batch of packed documents; the model stays as it was.
+def record(model: PreTrainedModel, batch: Samples, needs: Needs | None = None) -> Trace:
+    """One pass over a batch of packed documents, or of images; the model stays as it was.
 
     Args:
-        model: a causal language model of Transformers; gradients follow the caller's mode.
-        batch: see `Batch`; documents are kept apart by their position ids.
+        model: a causal language model or an image classifier of Transformers; gradients follow the caller's mode.
+        batch: see `Batch`, whose documents are kept apart by their position ids, and `ImageBatch`.
         needs: what to keep besides the last hidden state.
 
     Raises:
-        RazorError: something is needed that this model does not show, or gradient checkpointing hides.
+        RazorError: a batch of another kind than the model reads; something is needed that this model does not
+            show, or gradient checkpointing hides.
     """
-    decoder, needs, blocks = decoder_of(model), needs or Needs(), layers_of(model)
+    check_reads(model, batch)
+    if isinstance(batch, ImageBatch):
+        return record_images(model, batch, needs or Needs())
+    assert isinstance(batch, Batch)
+    return _record_text(model, batch, needs or Needs())
+
+
+def check_reads(model: PreTrainedModel, batch: Samples) -> None:
+    """Raise RazorError unless a model reads what a batch is made of: tokens or pixels."""
+    if isinstance(batch, ImageBatch) != reads_images(model):
+        reads, given = ("images", "text") if reads_images(model) else ("text", "images")
+        raise RazorError(f"{type(model).__name__} reads {reads}, and the batch is of {given}.")
+
+
+def inputs_of(model: PreTrainedModel, batch: Samples) -> dict[str, Any]:
+    """What to call a model with, so that it gives the logits of a batch: `model(**inputs_of(model, batch))`."""
+    if isinstance(batch, ImageBatch):
+        return {"pixel_values": pixels_for(model, batch.pixel_values)}
+    assert isinstance(batch, Batch)
+    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+
+
+def _record_text(model: PreTrainedModel, batch: Batch, needs: Needs) -> Trace:
+    decoder, blocks = decoder_of(model), layers_of(model)
     rows = len(batch.input_ids)
     with (
         packed_attention(decoder, blocks, batch),
@@ -53,7 +75,7 @@ def record(model: PreTrainedModel, batch: Batch, needs: Needs | None = None) -> 
         ).last_hidden_state
     if len(blocks) in needs.states:
         states[len(blocks)] = hidden
-    head = model.get_output_embeddings()
+    head = head_of(model)
     trace = Trace(hidden, head.weight, head.bias, states, attention, routers)
     _check(model, trace, needs)
     if isinstance(head, QuantLinear):
@@ -63,11 +85,13 @@ def record(model: PreTrainedModel, batch: Batch, needs: Needs | None = None) -> 
 
 def decoder_of(model: PreTrainedModel) -> Any:
     """The model below its output head."""
-    return model.get_decoder()
+    return body_of(model)
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
     """What losses have to know of a model; it may be on the meta device."""
+    if reads_images(model):
+        return image_shape(model)
     config = model.config.get_text_config()
     heads, blocks = getattr(config, "num_attention_heads", 0), layers_of(model)  # a Mamba has none
     return Shape(
@@ -79,21 +103,6 @@ def shape_of(model: PreTrainedModel) -> Shape:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // max(1, heads),
         attention=frozenset(reachable_attention(blocks)),
         routers=router_sizes(decoder_of(model), blocks),
-    )
-
-
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers, in order.
-
-    Raises:
-        RazorError: they are nowhere that Razor looks.
-    """
-    for name in LAYERS:
-        if isinstance(layers := getattr(decoder_of(model), name, None), nn.ModuleList):
-            return layers
-    raise RazorError(
-        f"{type(model).__name__} keeps its layers where Razor does not look "
-        f"({', '.join(f'decoder.{name}' for name in LAYERS)})."
     )
 
 

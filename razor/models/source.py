@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from razor.errors import RazorError, did_you_mean
+from razor.models.task import Task, auto_class, task_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ModelSource(ABC):
-    """A causal language model that can be loaded.
+    """A model that can be loaded: a causal language model or an image classifier, as its config tells.
 
     Args:
         name: for tables and file names.
@@ -39,11 +40,14 @@ class ModelSource(ABC):
 
     def skeleton(self) -> PreTrainedModel:
         """The model without weights, on the meta device: enough for plans and sizes."""
-        from transformers import AutoModelForCausalLM
-
         config = self.config()
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return auto_class(config).from_config(config)
+
+    @property
+    def task(self) -> Task:
+        """What it is for, "text" or "images"."""
+        return task_of(self.config())
 
     def prepare(self) -> None:  # noqa: B027 - most sources have nothing to prepare
         """Check early, before heavy work, that the model can be had.
@@ -53,8 +57,8 @@ class ModelSource(ABC):
         """
 
     @abstractmethod
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer."""
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Its tokenizer; None if it reads no text."""
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from razor.quant.apply import planned, swap
 from razor.quant.coded_weight import CodedWeight, Hold
@@ -109,6 +110,9 @@ def swap_in_coded(model: nn.Module, plan: Plan, compute_dtype: torch.dtype, hold
             lend(module, site.attribute, CODED, coded[id(weight)], compute_dtype, site.kind, rounding)
             module._parameters[site.attribute] = None
     swap(model, swapped)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):  # its statistics are stored in fp32, as they were in training
+            module.float()
     model.register_state_dict_post_hook(_once)
     model.register_load_state_dict_pre_hook(_everywhere)
 

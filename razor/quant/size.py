@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from razor.quant.anatomy import entrance_of, head_of
 from razor.quant.format import Format
 from razor.quant.plan import Plan
 from razor.quant.sites import sites
@@ -155,9 +157,11 @@ def measure(model: nn.Module, plan: Plan) -> ModelSize:
 
 
 def _embeddings(model: nn.Module) -> set[int]:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return {id(module.weight) for module in [*tables, *([] if head is None else [head])]}
+    """The ends of a model: token embeddings or what reads the pixels, and the output head."""
+    head: Any = head_of(model)
+    tables: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    ends = [*tables, *entrance_of(model), *([] if head is None else [head])]
+    return {id(end._parameters["weight"]) for end in ends if "weight" in end._parameters}
 
 
 class _Sizes:

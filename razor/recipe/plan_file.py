@@ -10,6 +10,7 @@ from torch import nn
 
 from razor.models.attention import check_kv
 from razor.quant import Plan, measure
+from razor.quant.anatomy import reads_images
 from razor.spec import located
 
 
@@ -31,6 +32,7 @@ class PlanFile:
         else:
             self._plan = plan if isinstance(plan, Plan) else Plan.from_dict(plan)
         self._width: str | None = None
+        self._remembers = True
 
     @property
     def w_a_kv(self) -> str:
@@ -39,7 +41,7 @@ class PlanFile:
         weights = self._width or _range({place.weights.label for place in places})
         activations = _range({place.activations.label for place in places if place.activations})
         kv_cache = self._plan.kv_cache.label if self._plan.kv_cache else "16"
-        return f"W{weights}-A{activations}-KV{kv_cache}"
+        return f"W{weights}-A{activations}" + (f"-KV{kv_cache}" if self._remembers else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the `quant` section of a recipe."""
@@ -53,6 +55,7 @@ class PlanFile:
         """
         fitting(self._plan, model, "quant.plan")
         self._width = mean_width(model, self._plan)
+        self._remembers = not reads_images(model)
         return self._plan
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from razor.errors import RazorError
 from razor.quant import Float16, Format, Placement, Plan, Site, sites
+from razor.quant.anatomy import entrance_of, head_of, reads_images, tied
 from razor.recipe.override import Override, matching
 from razor.recipe.plan_file import fitting, mean_width
 from razor.spec import construct, located, read
@@ -28,9 +29,10 @@ class QuantRecipe:
     Args:
         name: for tables and file names.
         weights: the decoder's linear weights.
-        embedding: token embedding.
+        embedding: token embedding; of an image classifier the convolution that reads the pixels (first layer).
         activations: inputs of every linear layer, the head's included; None or "none" leaves them alone.
-        kv_cache: keys (after rotary embedding) and values; None or "none" leaves them alone.
+        kv_cache: keys (after rotary embedding) and values; None or "none" leaves them alone. An image classifier
+            keeps none from one pass to the next, so it has no such format, and its short name ends before it.
         head: output head; None is the embedding's format, the only choice when the two share their weight.
         rest: norms, biases and what is excluded; None is bfloat16.
         overrides: by pattern of module names (see `override`), an `Override` or a mapping of its fields; where
@@ -67,6 +69,7 @@ class QuantRecipe:
         }
         self.exclude = list(read(Sequence[str], exclude or [], "quant.exclude"))
         self._mean_width: str | None = None
+        self._remembers = True
 
     @property
     def w_a_kv(self) -> str:
@@ -76,7 +79,8 @@ class QuantRecipe:
         """
         activations, kv_cache = (x.label if x else "16" for x in (self.activations, self.kv_cache))
         star = "*" if self.overrides or self.exclude else ""
-        return f"W{self._mean_width or self.weights.label + star}-A{activations}-KV{kv_cache}"
+        cache = f"-KV{kv_cache}" if self._remembers else ""
+        return f"W{self._mean_width or self.weights.label + star}-A{activations}{cache}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the `quant` section of a recipe; the name is the recipe's."""
@@ -127,20 +131,23 @@ class QuantRecipe:
             for name in found
             if name in weights
         }
-        plan = fitting(Plan(modules, self.kv_cache, self.rest), model, "quant")
+        self._remembers = not reads_images(model)
+        cache = self.kv_cache if self._remembers else None
+        plan = fitting(Plan(modules, cache, self.rest), model, "quant")
         if self.overrides or self.exclude:
             self._mean_width = mean_width(model, plan)
         return plan
 
     def _by_kind(self, found: Mapping[str, Site], model: nn.Module) -> tuple[_Weights, _Inputs]:
         """Formats before any exception, each with its path in the recipe."""
-        head = self._head(model)
+        head, entrance = self._head(model), entrance_of(model)
         weights: _Weights = {}
         inputs: _Inputs = {}
         for name, site in found.items():
             if site.kind == "other":
                 continue
-            if site.kind == "embedding" or (site.module is head and self.head is None):
+            first = site.kind == "embedding" or any(site.module is part for part in entrance)
+            if first or (site.module is head and self.head is None):
                 weights[name] = self.embedding, "quant.embedding"
             elif site.module is head and self.head is not None:
                 weights[name] = self.head, "quant.head"
@@ -151,15 +158,12 @@ class QuantRecipe:
         return weights, inputs
 
     def _head(self, model: nn.Module) -> nn.Module | None:
-        head = getattr(model, "get_output_embeddings", lambda: None)()
-        embedding = getattr(model, "get_input_embeddings", lambda: None)()
-        tied = head is not None and embedding is not None and head.weight is embedding.weight
-        if tied and self.head is not None and self.head.spec() != self.embedding.spec():
+        if tied(model) and self.head is not None and self.head.spec() != self.embedding.spec():
             raise RazorError(
                 "quant.head differs from quant.embedding, but this model's head and embedding share one weight: "
                 "quant.head must be null."
             )
-        return head
+        return head_of(model)
 
 
 def _check(found: Mapping[str, Site], weights: _Weights, inputs: _Inputs) -> None:

@@ -50,6 +50,8 @@ class TransformersEngine(Engine):
             raise
         except Exception as error:  # of safetensors, tokenizers, Transformers: each has its own
             raise RazorError(f"Transformers cannot load '{folder}': {reason(error)}") from error
+        if tokenizer is None:
+            raise RazorError(f"'{folder}' is an image classifier, which answers no text.")
         return cls(model.eval(), tokenizer, name)
 
     def _write(self, messages: Messages, settings: Settings, writing: Writing) -> str:
@@ -109,7 +111,7 @@ class TransformersEngine(Engine):
         self.model = self.tokenizer = None  # type: ignore[assignment]
 
 
-def _load(folder: Path, packed: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(folder: Path, packed: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     if packed:
         from razor.export.folder import load
 

@@ -18,8 +18,8 @@ import lightning as L
 from torch import nn
 
 from razor import processes
-from razor.distill import Batch
-from razor.evals.harness import Benchmark
+from razor.distill import Samples
+from razor.evals import Benchmark, Classification
 from razor.evals.held_out import HeldOut, score_held_out
 from razor.evals.scores import Scores
 from razor.storage import atomic_write
@@ -36,9 +36,9 @@ class Evaluation(L.Callback):
 
     Args:
         benchmark: the tasks.
-        held_out: batches of held-out text.
+        held_out: batches of held-out text or images.
         lend: gives the 16-bit model.
-        tokenizer: of both.
+        tokenizer: of both; None if they read no text.
         fingerprint: of the teacher and the dtype it computes in, for the cache of its scores.
         folder: of the run; scores lie in its `scores/`.
         plain: makes a student by plain rounding, for a run that goes on and has lost that row.
@@ -46,15 +46,15 @@ class Evaluation(L.Callback):
 
     def __init__(
         self,
-        benchmark: Benchmark,
-        held_out: list[Batch],
+        benchmark: Benchmark | Classification,
+        held_out: list[Samples],
         lend: Lend,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         fingerprint: str,
         folder: Path,
         plain: Callable[[], PreTrainedModel],
     ) -> None:
-        self.benchmark, self.held_out, self.lend = benchmark, held_out, lend
+        self.benchmark, self.held_out, self.lend = benchmark.on(held_out), held_out, lend
         self.tokenizer, self.fingerprint, self.folder = tokenizer, fingerprint, folder / "scores"
         self.plain = plain
 

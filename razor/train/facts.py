@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from razor.data.teacher_cache import rows_digest
 from razor.errors import RazorError
 from razor.storage import atomic_write, flat
 
 if TYPE_CHECKING:
     from razor.data.corpus import Corpus
-    from razor.data.packing import PackedRows
     from razor.models import ModelSource
 
 PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "lm_eval", "datasets", "razor-qad")
@@ -72,12 +70,8 @@ def record_hashes(folder: Path, model: ModelSource, corpus: Corpus) -> dict[str,
 
 
 def text_hashes(corpus: Corpus) -> dict[str, str]:
-    """Of the rows that are trained on and of those held out: tokens, labels, document borders."""
-    return {"train": _digest(corpus.train), "held_out": _digest(corpus.held_out)}
-
-
-def _digest(rows: PackedRows) -> str:
-    return getattr(rows.rows, "digest", None) or rows_digest(rows)  # rows on disk know theirs
+    """Of the rows that are trained on and of those held out: tokens, labels, document borders; pixels, classes."""
+    return {"train": corpus.train.digest(), "held_out": corpus.held_out.digest()}
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

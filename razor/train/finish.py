@@ -15,6 +15,7 @@ from razor.export.compressed import Compressed
 from razor.export.exporter import export
 from razor.export.folder import RECIPE
 from razor.export.packed import check_packed, packed_bytes, save_packed
+from razor.models import inputs_of
 from razor.storage import EXPORTS
 from razor.train.evaluation import Evaluation
 from razor.train.facts import environment, record_hashes
@@ -43,8 +44,7 @@ def finish(
     about = {**job.about, "w_a_kv": job.recipe.w_a_kv}
     save_packed(student, prepared.plan, evaluation.tokenizer, job.settings.dtype, packed, about)
     prepared.recipe.save(packed / RECIPE)
-    batch = evaluation.held_out[0].to("cpu")
-    check_packed(student, packed, batch.input_ids, batch.position_ids)
+    check_packed(student, packed, inputs_of(student, evaluation.held_out[0].to("cpu")))
     report = Report(
         title=f"{job.model.name}, {job.recipe.name} ({job.recipe.w_a_kv})",
         rows=_rows(job, prepared, evaluation, packed),
@@ -63,7 +63,8 @@ def finish(
     print(
         f"model    {packed} ({packed_bytes(packed) / 1e6:.1f} MB of weights; checked: same logits as the student)"
     )
-    print(f"talk     razor chat run={job.folder}", flush=True)
+    if job.model.task == "text":
+        print(f"talk     razor chat run={job.folder}", flush=True)
     if job.exporters:
         export(Compressed.open(job.folder), job.exporters, job.folder / EXPORTS)
     return report
@@ -76,7 +77,7 @@ def _rows(job: Job, prepared: Prepared, evaluation: Evaluation, packed: Path) ->
     if job.teaching.another:
         large = 2 * sum(p.numel() for p in job.teaching.teacher.skeleton().parameters())
     sizes: dict[str, tuple[str, float, int]] = {
-        "teacher": ("W16-A16-KV16", full / large, large),
+        "teacher": ("W16-A16-KV16" if job.model.task == "text" else "W16-A16", full / large, large),
         "before": (job.recipe.w_a_kv, total.ratio_paper, small),
         "after": (job.recipe.w_a_kv, total.ratio_paper, small),
     }
@@ -92,8 +93,7 @@ def _notes(job: Job, evaluation: Evaluation, training: Training) -> list[str]:
     plain = "by plain rounding" if job.start is None else f"as {job.start.name} started it, without training"
     notes = [
         f"teacher: the 16-bit model; before: the student {plain}; after: the student distilled.",
-        "KL(teacher || student) in nats per response token and perplexity on held-out text "
-        f"({evaluation.found('after')[1].tokens} tokens); scores in percent with their standard error"
+        _held_out_note(job, evaluation)
         + (f", first {limit} rows of each task." if limit and job.benchmark.tasks else "."),
         "ratio: paper's accounting (a trit is 1.58 bits); on disk: bytes of the packed weights file.",
     ]
@@ -115,10 +115,25 @@ def _notes(job: Job, evaluation: Evaluation, training: Training) -> list[str]:
     return notes
 
 
+def _held_out_note(job: Job, evaluation: Evaluation) -> str:
+    counted = evaluation.found("after")[1].tokens
+    if job.model.task == "images":
+        return (
+            "KL(teacher || student) in nats per image and perplexity (exp of the mean cross entropy) on held-out "
+            f"images ({counted}); accuracy in percent with its standard error, calibration: the expected gap "
+            "between confidence and accuracy in percent points, less is better"
+        )
+    return (
+        "KL(teacher || student) in nats per response token and perplexity on held-out text "
+        f"({counted} tokens); scores in percent with their standard error"
+    )
+
+
 def _facts(
     job: Job, corpus: Corpus, batches: StepBatches, training: Training, seconds: float
 ) -> dict[str, Any]:
     taught: dict[str, Any] = {}
+    unit = job.teaching.source.unit
     if job.teaching.another:
         taught = {
             "teacher": job.teaching.teacher.name,
@@ -126,19 +141,19 @@ def _facts(
         }
     if job.teaching.source.benchmarks is not None:
         taught["benchmarks_in_training"] = list(job.teaching.source.benchmarks)
-    if corpus.train.taught is not None:
-        taught["teacher_targets"] = {"folder": str(corpus.train.taught.folder)} | corpus.train.taught.identity
+    if (cache := getattr(corpus.train, "taught", None)) is not None:
+        taught["teacher_targets"] = {"folder": str(cache.folder)} | cache.identity
     return (
         {
             "model": job.model.name,
             "model_fingerprint": job.model.fingerprint(),
             "seed": job.seed,
             "steps": training.steps,
-            "tokens_seen": training.tokens,
+            f"{unit}_seen": training.tokens,
             "data": record_hashes(job.folder, job.model, corpus),
-            "train_tokens_distinct": corpus.train.tokens,
+            f"train_{unit}_distinct": corpus.train.tokens,
             "train_epochs": batches.epochs,
-            "tokens_per_second": training.speed,  # since the run was last resumed
+            f"{unit}_per_second": training.speed,  # since the run was last resumed
             "processes": job.settings.processes,
             "seconds_training": training.seconds,
             "seconds_total": seconds,

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
-from razor.data.corpus import check_sequence_length
 from razor.data.sources.hub_benchmarks import said_of
 from razor.distill import Objective
 from razor.errors import RazorError
-from razor.evals.harness import Benchmark
+from razor.evals import Benchmark, Classification
 from razor.export.exporter import Exporter, check_target
 from razor.models import ModelSource, shape_of
 from razor.quant import ModelSize, Plan, measure
@@ -28,6 +27,7 @@ from razor.storage import EXPORTS, require_space
 from razor.train.callbacks import check_callbacks
 from razor.train.estimate.case import case_of
 from razor.train.estimate.needs import Estimate, estimate
+from razor.train.kind import check_kind
 from razor.train.settings import TrainSettings
 from razor.train.teaching import Teaching
 
@@ -45,7 +45,7 @@ class Job:
     recipe: QuantRecipe | PlanFile
     objective: Objective
     rows_per_batch: int
-    benchmark: Benchmark
+    benchmark: Benchmark | Classification
     loggers: Mapping[str, Callable[..., Logger]]
     callbacks: Mapping[str, Callback]
     seed: int
@@ -84,14 +84,17 @@ class Prepared:
     def __str__(self) -> str:
         job, total = self.job, self.size.total
         per_batch = job.rows_per_batch * job.teaching.sequence_length
-        tokens = job.settings.max_steps * job.settings.micro_batches * per_batch
+        tokens, unit = (
+            job.settings.max_steps * job.settings.micro_batches * per_batch,
+            job.teaching.source.unit,
+        )
         minutes = "" if self.needs.seconds is None else f", about {self.needs.seconds / 60:.0f} min"
         warning = self.needs.warning()
         note = f" ({job.model_note})" if job.model_note else ""
         budget = (
             f"{job.settings.max_minutes:g} minutes of training"
             if job.settings.max_minutes
-            else f"{job.settings.max_steps} steps, up to {tokens:,} tokens{minutes}"
+            else f"{job.settings.max_steps} steps, up to {tokens:,} {unit}{minutes}"
         )
         objective = ", ".join(f"{weight} {name}" for name, weight in job.objective.weights.items())
         return "\n".join(
@@ -138,7 +141,8 @@ def check(job: Job) -> Prepared:
             raise RazorError(f"data.{key}={value} must be at least 1.")
     teaching.check()
     skeleton = job.model.skeleton()
-    check_sequence_length(teaching.sequence_length, teaching.longest_text)
+    check_kind(job, skeleton)
+    teaching.source.check_rows(skeleton.config, teaching.sequence_length, teaching.longest_text)
     plan = job.recipe.plan(skeleton)
     if job.start is not None:
         job.start.check(skeleton, plan)

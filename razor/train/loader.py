@@ -15,16 +15,16 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from razor.data.steps import StepBatches
-from razor.distill import Batch
+from razor.distill import Samples
 
 
-class _From(IterableDataset[Batch]):
+class _From(IterableDataset[Samples]):
     """Micro-batches from `start` on; of several workers, each makes every so many-th."""
 
     def __init__(self, batches: StepBatches, start: int) -> None:
         self.batches, self.start = batches, start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Samples]:
         worker = get_worker_info()
         own, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for index in range(self.start + own, len(self.batches), stride):
@@ -43,7 +43,7 @@ class StepData(L.LightningDataModule):
         super().__init__()
         self.batches, self.workers = batches, workers
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Samples]:
         """One micro-batch at a time, from the step the trainer stands at."""
         done = self.trainer.global_step if self.trainer is not None else 0
         return DataLoader(
@@ -54,6 +54,6 @@ class StepData(L.LightningDataModule):
             generator=torch.Generator().manual_seed(self.batches.seed),
         )
 
-    def transfer_batch_to_device(self, batch: Batch, device: object, dataloader_idx: int) -> Batch:
-        """A `Batch` moves itself."""
+    def transfer_batch_to_device(self, batch: Samples, device: object, dataloader_idx: int) -> Samples:
+        """A batch moves itself."""
         return batch.to(device)  # type: ignore[arg-type]

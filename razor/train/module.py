@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from razor import processes
-from razor.distill import Batch, Objective
+from razor.distill import Objective, Samples
 from razor.distiller import Distiller
 from razor.errors import RazorError
 from razor.optimizer import parameter_groups
@@ -44,7 +44,7 @@ class DistillModule(L.LightningModule):
         plan: as plain data, kept in checkpoints.
 
     Attributes:
-        tokens: tokens of text seen since the run began, in all processes.
+        tokens: tokens of text (or images) seen since the run began, in all processes.
         interrupted: whether somebody asked to stop before the end.
     """
 
@@ -89,7 +89,7 @@ class DistillModule(L.LightningModule):
         if self.teacher is not None:
             nn.Module.to(self.teacher, self.device)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, float]]:
         """Weighted loss of a micro-batch, and everything worth logging by name."""
         set_progress(self.student, self.global_step / self.steps)  # for formats that change on the way
         self.objective.set_step(self.global_step, self.steps)
@@ -98,7 +98,7 @@ class DistillModule(L.LightningModule):
         with torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda"):
             return self.distiller.loss(batch)
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Samples, index: int) -> Tensor:
         """Lightning divides by the number of micro-batches; `share` makes up for unequal ones."""
         loss, parts = self.loss(batch)
         counts = {"tokens": batch.tokens, "text": int((batch.documents >= 0).sum())}

@@ -30,7 +30,7 @@ def started(job: Job, student: PreTrainedModel, base: PreTrainedModel, corpus: C
     """A new student of `base` where the job's training starts; the same model, on the CPU."""
     if job.start is None:
         return student
-    batches = job.start.batches(corpus.train, job.teaching.seed)
+    batches = job.start.batches(corpus.text, job.teaching.seed)
     done = job.start(nn.Module.to(student, job.settings.device), batches, base)
     nn.Module.to(student, "cpu")
     if processes.rank() == 0:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from razor.data.corpus import DEFAULT, Corpus, check_source
+from razor.data.corpus import DEFAULT, Corpus
 from razor.data.reading import Reading
-from razor.data.sources.base import Teacher, TextSource
+from razor.data.rows import Wanted
+from razor.data.sources.base import DataSource, Teacher
 from razor.data.teacher_cache import Identity, identity_of, open_cache
 from razor.data.teacher_cache_kinds import Kept
 from razor.errors import RazorError
 from razor.models import ModelSource
+from razor.models.task import check_same_outputs
 from razor.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ class Teaching:
     Attributes:
         model: what becomes the student.
         teacher: the same object, or another model with its vocabulary.
-        source: of the text.
-        sequence_length, held_out, seed: see `Corpus.build`.
+        source: of the text, or of images.
+        sequence_length, held_out, seed: see `Wanted`.
         settings: give the compute dtype and the device.
         cached: in place of a teacher that runs in every step.
         reading: see `Corpus.build`.
@@ -58,7 +60,7 @@ class Teaching:
 
     model: ModelSource
     teacher: ModelSource
-    source: TextSource
+    source: DataSource
     sequence_length: int
     held_out: int
     seed: int
@@ -84,34 +86,48 @@ class Teaching:
         Raises:
             RazorError: text or a model that cannot be had, or vocabularies that differ.
         """
-        check_source(self.source, self.model.tokenizer)
+        self.source.check_for(self.model.tokenizer)
         self.model.prepare()
+        self.check_task()
         if self.another:
             check_vocabularies(self.model, self.teacher)
         if self.cached is not None:
+            if self.model.task != "text":
+                raise RazorError(
+                    "teacher=cached keeps what a teacher says of tokens: for images leave it out."
+                )
             self.cached.kept.check(self.teacher.config().get_text_config().vocab_size)
+
+    def check_task(self) -> None:
+        """Raise RazorError unless the model reads what the data is."""
+        if self.model.task != self.source.task:
+            raise RazorError(
+                f"model={self.model.name} reads {self.model.task}, and the data is {self.source.task}: choose a "
+                "model for the data, or data for the model (data=digits has images; the other options text)."
+            )
 
     def load_teacher(self) -> PreTrainedModel:
         """The teacher, on the device of the run."""
         return nn.Module.to(self.teacher.load(self.settings.dtype), self.settings.device)
 
     def corpus(self) -> Corpus:
-        """The text, written by the teacher if the source wants that, without cached targets."""
-        return Corpus.build(
-            self.source,
-            self.model.tokenizer(),
-            self.sequence_length,
-            self.held_out,
-            self.seed,
-            self.longest_text,
-            Teacher(self.teacher.fingerprint(), self.load_teacher),
-            self.reading,
+        """The text, written by the teacher if the source wants that, or the images; without cached targets."""
+        return self.source.corpus(
+            Wanted(
+                tokenizer=self.model.tokenizer(),
+                held_out=self.held_out,
+                seed=self.seed,
+                sequence_length=self.sequence_length,
+                model_max_length=self.longest_text,
+                teacher=Teacher(self.teacher.fingerprint(), self.load_teacher),
+                reading=self.reading,
+            )
         )
 
     def identity(self, corpus: Corpus | None, kept: Kept) -> Identity:
         """What a cache for this run is of; without the text, all but that."""
         return identity_of(
-            None if corpus is None else corpus.train,
+            None if corpus is None else corpus.text,
             self.model.tokenizer(),
             self.teacher.fingerprint(),
             self.settings.compute_dtype,
@@ -133,19 +149,16 @@ class Teaching:
             return corpus
         identity = self.identity(corpus, self.cached.kept)
         cache = open_cache(identity, self.cached.folder, self.cached.command)
-        return replace(corpus, train=replace(corpus.train, taught=cache))
+        return replace(corpus, train=replace(corpus.text, taught=cache))
 
 
 def check_vocabularies(model: ModelSource, teacher: ModelSource) -> None:
-    """Raise RazorError unless a token means the same to both models; prepares the teacher if sizes agree."""
-    sizes = [source.config().get_text_config().vocab_size for source in (model, teacher)]
-    if sizes[0] != sizes[1]:
-        raise RazorError(
-            f"teacher={teacher.name} has a vocabulary of {sizes[1]} tokens, model={model.name} of {sizes[0]}: "
-            "losses between distributions need one vocabulary, so take a teacher of the same family."
-        )
+    """Raise RazorError unless a token (or a class) means the same to both; prepares the teacher if sizes agree."""
+    check_same_outputs(model.name, model.config(), teacher.name, teacher.config())
     teacher.prepare()
-    own, theirs = (source.tokenizer().get_vocab() for source in (model, teacher))
+    if model.task != "text":
+        return
+    own, theirs = (source.tokenizer().get_vocab() for source in (model, teacher))  # type: ignore[union-attr]
     if own != theirs:
         word = min(own.items() ^ theirs.items(), key=lambda pair: (pair[1], pair[0]))[0]
         raise RazorError(

@@ -90,6 +90,13 @@ def test_an_unknown_architecture_is_said(kind, hint):
         config_from("m", {"vocab_size": 3})
 
 
+def planned_in(config) -> int:
+    """Weights of a plan: of each layer, and the two ends."""
+    if config.model_type == "resnet":  # a block has two convolutions, all stages but the first a shortcut
+        return 2 * sum(config.depths) + len(config.depths) - 1 + 2
+    return (6 if config.model_type == "vit" else 7) * config.num_hidden_layers + 2
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_model_gives_sizes_without_network(path, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("network"))
@@ -99,7 +106,7 @@ def test_every_shipped_model_gives_sizes_without_network(path, monkeypatch):
     assert isinstance(source, ModelSource) and source.name == config.model.name
     if path.stem != "hub":
         recipe, skeleton = build(config.quant), source.skeleton()
-        assert len(recipe.plan(skeleton).modules) == 7 * skeleton.config.num_hidden_layers + 2
+        assert len(recipe.plan(skeleton).modules) == planned_in(skeleton.config)
 
 
 def test_any_shape_can_have_random_weights():

@@ -1,4 +1,7 @@
-"""What a data source is: something that gives documents, one small class per origin.
+"""What a data source is: something that gives samples to train on and to score on, one small class per origin.
+
+`DataSource` is what a run knows of any; `TextSource` gives documents of text, `ImageSource` (razor/data/images.py)
+images. The rest of this file is about text.
 
 To add one: subclass `RecordSource` in a file of its own, say what its records are and how one becomes documents,
 and put a YAML that names the class under `conf/data`. Reading without holding the text, tokenizing in several
@@ -12,10 +15,17 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from razor.data.document import Document
 from razor.errors import RazorError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from razor.data.corpus import Corpus
+    from razor.data.rows import Wanted
+    from razor.models import Task
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +46,89 @@ class Teacher:
     load: Callable[[], Any]
 
 
-class TextSource(ABC):
-    """Where documents come from.
+class DataSource(ABC):
+    """Where a run's samples come from.
 
     Attributes:
-        benchmarks: tasks whose train splits are in the text, none being a statement too; None: nothing is known.
+        task: kind of model that reads them.
+        unit: what they are counted in.
+        benchmarks: tasks whose train splits are in them, none being a statement too; None: nothing is known.
     """
 
+    task: ClassVar[Task]
+    unit: ClassVar[str]
     benchmarks: Sequence[str] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of an image; () of text."""
+        return ()
+
+    def check(self) -> None:  # noqa: B027 - most have nothing to find
+        """Find, cheaply and before anything heavy runs, what would make `corpus` fail.
+
+        Raises:
+            RazorError: a file, a data set, a package or the network is not there.
+        """
+
+    def check_for(self, tokenizer: Callable[[], Any]) -> None:
+        """`check`, for a model whose tokenizer this gives if it is asked."""
+        self.check()
+
+    @abstractmethod
+    def check_rows(self, config: PretrainedConfig, length: int, longest: int | None) -> None:
+        """Hold rows against the model that will read them; cheap.
+
+        Args:
+            config: of the model.
+            length: `data.sequence_length`, tokens in a row.
+            longest: sequence that the model can read; None if it does not say.
+
+        Raises:
+            RazorError: they do not fit.
+        """
+
+    @abstractmethod
+    def corpus(self, wanted: Wanted) -> Corpus:
+        """What is trained on and what is scored, the same at every call.
+
+        Raises:
+            RazorError: nothing is left to train on, or the source is not what it should be.
+        """
+
+
+class TextSource(DataSource):
+    """Where documents come from."""
+
+    task: ClassVar[Task] = "text"
+    unit = "tokens"
+
+    def check_for(self, tokenizer: Callable[[], Any]) -> None:
+        """See `razor.data.corpus.check_source`."""
+        from razor.data.corpus import check_source
+
+        check_source(self, tokenizer)
+
+    def check_rows(self, config: PretrainedConfig, length: int, longest: int | None) -> None:
+        """Rows may be as long as the model can read."""
+        from razor.data.corpus import check_sequence_length
+
+        check_sequence_length(length, longest)
+
+    def corpus(self, wanted: Wanted) -> Corpus:
+        """Documents, split and packed; see `Corpus.build`."""
+        from razor.data.corpus import Corpus
+
+        return Corpus.build(
+            self,
+            wanted.tokenizer,
+            wanted.sequence_length,
+            wanted.held_out,
+            wanted.seed,
+            wanted.model_max_length,
+            wanted.teacher,
+            wanted.reading,
+        )
 
     @abstractmethod
     def documents(self, tokenizer: Any, teacher: Teacher | None = None) -> list[Document]:
@@ -55,13 +140,6 @@ class TextSource(ABC):
 
         Raises:
             RazorError: the source is missing, empty, damaged, or does not fit the tokenizer.
-        """
-
-    def check(self) -> None:  # noqa: B027 - most have nothing to find
-        """Find, cheaply and before anything heavy runs, what would make `documents` fail.
-
-        Raises:
-            RazorError: a file, a data set or the network is not there.
         """
 
 

@@ -54,6 +54,7 @@ def fp32_model(compressed: Compressed) -> PreTrainedModel:
 
 def probe_tokens(compressed: Compressed, text: str) -> list[int]:
     """Up to 64 tokens of a text, ordinary ones only."""
+    assert compressed.tokenizer is not None
     ids: list[int] = compressed.tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids[:TOKENS]
 

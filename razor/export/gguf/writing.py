@@ -132,6 +132,7 @@ def write(path: Path, compressed: Compressed, architecture: Architecture, tensor
     """
     from gguf import GGUFWriter
 
+    assert compressed.tokenizer is not None  # GGUF holds models of text alone
     own = vocabulary(compressed.tokenizer, compressed.config.vocab_size)
     writer = GGUFWriter(path, architecture.name)
     _general(writer, compressed, tensors)

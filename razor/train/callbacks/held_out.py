@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from razor.distill import Batch
+from razor.distill import Samples
 from razor.errors import RazorError
 from razor.evals.held_out import score_held_out
 from razor.train.callbacks.base import RunCallback, RunFacts, check_every, due
@@ -57,7 +57,7 @@ class HeldOutScores(RunCallback):
                 callback.on_held_out(trainer, pl_module, scores, step)
 
     @staticmethod
-    def score(pl_module: L.LightningModule, batches: Sequence[Batch]) -> dict[str, float]:
+    def score(pl_module: L.LightningModule, batches: Sequence[Samples]) -> dict[str, float]:
         """The student's scores, the same in every process."""
         student: Any = pl_module.student
         teacher: Any = getattr(pl_module, "teacher", None)
@@ -69,7 +69,7 @@ class HeldOutScores(RunCallback):
         return scores
 
 
-def held_out_of(trainer: L.Trainer) -> list[Batch]:
+def held_out_of(trainer: L.Trainer) -> list[Samples]:
     """The held-out batches of a run."""
     found = [c.held_out for c in trainer.callbacks if isinstance(c, Evaluation)]  # type: ignore[attr-defined]
     return found[0]

@@ -3,7 +3,8 @@
 Model FLOPs utilisation (arXiv 2204.02311, appendix B) is the part of the machine's matrix-product speed that ends
 up in the products a step has to make: 6 FLOPs per student parameter and token (forward and backward), 2 per teacher
 parameter. Whatever else is done, quantizing, softmax, a recomputed layer, counts as nothing, so the number says
-what is left to gain.
+what is left to gain. It is of text alone: a convolution multiplies its parameters at every place of an image, so
+counting them would say nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 
 from razor.errors import RazorError
 from razor.processes import totals
+from razor.quant.anatomy import reads_images
 from razor.train.callbacks.base import RunCallback, check_every, due
 from razor.train.estimate import speed
 
@@ -55,9 +57,17 @@ class Throughput(RunCallback):
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
         student, teacher = pl_module.student, getattr(pl_module, "teacher", None)
-        self._per_token = 6 * multiplied(student) + (2 * multiplied(teacher) if teacher is not None else 0)  # type: ignore[arg-type]
-        self._peak = self._measured(pl_module.device) if self.peak_flops == "measured" else self.peak_flops  # type: ignore[assignment]
+        self._peak = None
+        if not reads_images(student):  # type: ignore[arg-type]
+            taught = 0 if teacher is None else 2 * multiplied(teacher)
+            self._per_token = 6 * multiplied(student) + taught  # type: ignore[arg-type]
+            self._peak = self._device_peak(pl_module.device)
         self._tokens, self._since = 0, time.perf_counter()
+
+    def _device_peak(self, device: torch.device) -> float | None:
+        if self.peak_flops == "measured":
+            return self._measured(device)
+        return self.peak_flops  # type: ignore[return-value]
 
     @staticmethod
     def _measured(device: torch.device) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from razor.distill import Objective
 from razor.errors import RazorError
-from razor.evals.harness import Benchmark
+from razor.evals import Benchmark, Classification
 from razor.models import ModelSource
 from razor.quant import Plan
 from razor.train.settings import STRATEGIES, TrainSettings
@@ -34,7 +34,8 @@ class Case:
         dtype: of activations and quantized weights, and of the teacher.
         cached: "sampled" or "topk" targets in place of a teacher, which is then loaded for scoring alone; None: the
             teacher stays in memory.
-        rows, length: of a micro-batch.
+        rows, length: of a micro-batch; of images rows of length 1: an image counts as one token.
+        image: (channels, height, width) of an image; () for text.
         accumulate: micro-batches of an optimizer step, in all processes together.
         steps: optimizer steps.
         device: "cpu" or "cuda".
@@ -54,6 +55,7 @@ class Case:
     cached: str | None = None
     rows: int = 1
     length: int = 512
+    image: tuple[int, ...] = ()
     accumulate: int = 1
     steps: int = 1
     device: str = "cpu"
@@ -86,6 +88,11 @@ class Case:
         return self.cached is None and self.objective.needs_teacher
 
     @property
+    def unit(self) -> str:
+        """What a token of this case is: "token", or "image", which counts as one."""
+        return "image" if self.image else "token"
+
+    @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
         return self.rows * self.length
@@ -106,7 +113,9 @@ class Case:
         return self.processes // self.nodes
 
 
-def case_of(teaching: Teaching, plan: Plan, objective: Objective, rows: int, benchmark: Benchmark) -> Case:
+def case_of(
+    teaching: Teaching, plan: Plan, objective: Objective, rows: int, benchmark: Benchmark | Classification
+) -> Case:
     """The case of a run that was composed: models, length and settings of `teaching`, micro-batches of `rows`."""
     settings: TrainSettings = teaching.settings
     return Case(
@@ -118,6 +127,7 @@ def case_of(teaching: Teaching, plan: Plan, objective: Objective, rows: int, ben
         cached=teaching.cached.kept.kind if teaching.cached else None,
         rows=rows,
         length=teaching.sequence_length,
+        image=teaching.source.shape,
         accumulate=settings.micro_batches,
         steps=settings.max_steps,
         device=settings.device.type,

@@ -177,12 +177,12 @@ def helps(of: Estimate) -> list[tuple[str, Estimate]]:
     """What would make a run smaller, and how small: (words to add, estimate)."""
     case = of.case
     changes: dict[str, dict[str, Any]] = {}
-    if not case.checkpointing:
+    if not case.checkpointing and not case.image:  # few image classifiers can
         changes["trainer.gradient_checkpointing=true"] = {"checkpointing": True}
     if case.rows > 1:
         more = case.accumulate * case.rows
         changes[f"data.rows_per_batch=1 trainer.accumulate={more}"] = {"rows": 1, "accumulate": more}
-    if case.taught:
+    if case.taught and not case.image:
         kld = Objective({"kld": ForwardKL()}, {"kld": 1.0})
         changes["teacher=cached distill=kld"] = {"objective": kld, "cached": "sampled"}
     together = {key: value for change in changes.values() for key, value in change.items()}

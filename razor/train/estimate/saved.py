@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from razor.models import layers_of
+from razor.models.image_record import pixels_for
 from razor.models.intercepted import Attention, intercepted, reachable_attention
 from razor.models.student import quantize_in_place
 from razor.quant import FakeQuantizer, Plan
@@ -79,7 +80,14 @@ def meta_student(skeleton: PreTrainedModel, plan: Plan, dtype: torch.dtype) -> P
     return skeleton.requires_grad_(True).train()
 
 
-def saved(student: PreTrainedModel, rows: int, length: int, device: str, checkpointing: bool) -> Saved:
+def saved(
+    student: PreTrainedModel,
+    rows: int,
+    length: int,
+    device: str,
+    checkpointing: bool,
+    image: tuple[int, ...] = (),
+) -> Saved:
     """What one micro-batch leaves for the backward pass.
 
     Args:
@@ -88,16 +96,19 @@ def saved(student: PreTrainedModel, rows: int, length: int, device: str, checkpo
         length: of a row.
         device: where it would run, "cpu" or "cuda".
         checkpointing: gradient checkpointing.
+        image: (channels, height, width), if rows are images.
     """
     pieces = device == "cpu" and not checkpointing
     try:
-        plain = _pass(student, rows, length, pieces)
+        plain = _pass(student, rows, length, pieces, image)
         if not checkpointing:
             return plain
         with _checkpointed(student):
-            kept = _pass(student, rows, length, pieces)
+            kept = _pass(student, rows, length, pieces, image)
         return Saved(kept.kinds, plain.layer, kept.state)
     except (NotImplementedError, RuntimeError, ValueError, TypeError):  # a model that looks at its numbers
+        if image:
+            raise  # whatever a rule of thumb said of convolutions would be wrong
         return _rule_of_thumb(student, rows * length, checkpointing)
 
 
@@ -123,8 +134,13 @@ def _rule_of_thumb(student: PreTrainedModel, tokens: int, checkpointing: bool) -
     )
 
 
-def _pass(student: PreTrainedModel, rows: int, length: int, pieces: bool) -> Saved:
+def _pass(student: PreTrainedModel, rows: int, length: int, pieces: bool, image: tuple[int, ...]) -> Saved:
     blocks, watch = layers_of(student), _Watch(student)
+    if image:
+        pixels = pixels_for(student, torch.zeros(rows, *image, device="meta"))
+        with watch.open(blocks):
+            student(pixel_values=pixels)
+        return watch.found()
     tokens = torch.zeros(rows, length, dtype=torch.long, device="meta")
     mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device="meta")
     with ExitStack() as stack:
@@ -132,7 +148,7 @@ def _pass(student: PreTrainedModel, rows: int, length: int, pieces: bool) -> Sav
             stack.enter_context(intercepted(module, _attention(pieces)))
         stack.enter_context(watch.open(blocks))
         student.get_decoder()(input_ids=tokens, position_ids=tokens, attention_mask=mask, use_cache=False)
-    return watch.found(mask)
+    return watch.found()
 
 
 class _Watch:
@@ -182,7 +198,7 @@ class _Watch:
         self.seen.setdefault(_key(tensor), (tensor, name, self._block))
         return tensor
 
-    def found(self, mask: Tensor) -> Saved:
+    def found(self) -> Saved:
         weights = [*self.student.parameters(), *self.student.buffers()]
         weights += [
             part._remembered[2]

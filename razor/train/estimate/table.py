@@ -19,7 +19,7 @@ def estimate_text(of: Estimate) -> str:
             f"{case.teacher.name}, {facts.teacher.parameters / 1e6:.1f} M parameters"
             + ("" if case.taught else ", for scoring alone")
         ),
-        f"run      {_processes(of)}, micro-batches of {case.rows} x {case.length} tokens in {_name(case.dtype)}"
+        f"run      {_processes(of)}, micro-batches of {_rows(of)} in {_name(case.dtype)}"
         + (", gradient checkpointing" if case.checkpointing else ""),
         f"memory   {of.memory / 1e9:.2f} GB a process at most; at that moment ({of.held.moment}):",
         *(f"         {name:12s} {size / 1e9:8.3f}" for name, size in of.held.parts.items()),
@@ -35,6 +35,11 @@ def estimate_text(of: Estimate) -> str:
     return "\n".join([*lines, *_verdict(of)])
 
 
+def _rows(of: Estimate) -> str:
+    case = of.case
+    return f"{case.rows} images" if case.image else f"{case.rows} x {case.length} tokens"
+
+
 def _processes(of: Estimate) -> str:
     case = of.case
     many = "1 process" if case.processes == 1 else f"{case.processes} processes ({case.strategy})"
@@ -43,13 +48,14 @@ def _processes(of: Estimate) -> str:
 
 def _speed_line(of: Estimate) -> str:
     work = flops_per_token(of.case, of.facts)
-    start = f"speed    {work / 1e9:.2f} GFLOP a token; "
+    start = f"speed    {work / 1e9:.2f} GFLOP a{'n image' if of.case.image else ' token'}; "
     if of.rate is None or of.tokens_per_second is None or of.seconds is None:
         return start + "the device is not here: flops= says how fast it computes"
     many = "" if of.case.processes == 1 else f" x {of.case.processes} (waiting for each other left out)"
+    unit = f"{of.case.unit}s"
     return (
-        f"{start}{of.tokens_per_second:,.0f} tokens/s at {of.rate.flops / 1e12:.3g} TFLOP/s{many} "
-        f"({of.rate.source}); {of.seconds / 3600:.2f} hours for {of.case.total_tokens:,} tokens"
+        f"{start}{of.tokens_per_second:,.0f} {unit}/s at {of.rate.flops / 1e12:.3g} TFLOP/s{many} "
+        f"({of.rate.source}); {of.seconds / 3600:.2f} hours for {of.case.total_tokens:,} {unit}"
     )
 
 
@@ -82,7 +88,7 @@ def estimate_summary(of: Estimate) -> dict[str, Any]:
         "processes": case.processes,
         "nodes": case.nodes,
         "rows_per_batch": case.rows,
-        "sequence_length": case.length,
+        **({"image": list(case.image)} if case.image else {"sequence_length": case.length}),
         "gradient_checkpointing": case.checkpointing,
         "compute_dtype": _name(case.dtype),
         "memory": of.memory,
@@ -98,12 +104,12 @@ def estimate_summary(of: Estimate) -> dict[str, Any]:
         "disk": of.disk,
         "checkpoint": of.checkpoint,
         "packed": facts.packed,
-        "flops_per_token": flops_per_token(case, facts),
+        f"flops_per_{case.unit}": flops_per_token(case, facts),
         "flops_per_step": flops_per_token(case, facts) * case.tokens * case.accumulate,
         "rate": None if of.rate is None else of.rate.flops,
         "rate_source": None if of.rate is None else of.rate.source,
-        "tokens_per_second": of.tokens_per_second,
-        "tokens": case.total_tokens,
+        f"{case.unit}s_per_second": of.tokens_per_second,
+        f"{case.unit}s": case.total_tokens,
         "seconds": of.seconds,
     }
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from razor.distill import Batch, Targets
+from razor.distill import Batch, ImageBatch, Samples, Targets
 from razor.errors import RazorError
 from razor.models import ModelSource, RandomModel, make_student
+from razor.models.task import outputs_of
 from razor.train.budget import OVERHEAD, TRIED, seconds_per_batch
 from razor.train.estimate.case import Case
 from razor.train.estimate.needs import Estimate, Rate, estimate
@@ -39,8 +40,7 @@ def calibrated(of: Estimate, settings: TrainSettings) -> Estimate:
         assert of.rate is not None
         reason = f"{of.rate.source}, since {needed / 1e9:.1f} GB for a trial are not free here"
         return replace(of, rate=Rate(of.rate.flops, reason))
-    vocabulary = case.model.config().get_text_config().vocab_size
-    batches = [random_batch(case.rows, case.length, vocabulary, case.cached) for _ in range(TRIED)]
+    batches = [batch_of(case) for _ in range(TRIED)]
     seconds = OVERHEAD * seconds_per_batch(trial(case, settings, TRIED), batches, here)  # type: ignore[arg-type]
     rate = flops_per_token(case, of.facts) * case.tokens / seconds
     return replace(of, rate=Rate(rate, f"{TRIED} micro-batches of this shape on random weights, timed now"))
@@ -61,6 +61,14 @@ def random_model(source: ModelSource) -> RandomModel:
     return RandomModel(
         source.name, source.architecture or config.to_dict() | {"model_type": config.model_type}
     )
+
+
+def batch_of(case: Case) -> Samples:
+    """A micro-batch of the case's shape."""
+    outputs = outputs_of(case.model.config())
+    if case.image:
+        return ImageBatch.of(torch.randn(case.rows, *case.image), torch.randint(0, outputs, (case.rows,)))
+    return random_batch(case.rows, case.length, outputs, case.cached)
 
 
 def random_batch(rows: int, length: int, vocabulary: int, cached: str | None = None) -> Batch:

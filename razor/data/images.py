@@ -1,0 +1,170 @@
+"""Images with classes: rows of one image each, and what a source of them is.
+
+An image is a sample with one prediction, its class. A row holds one image, so that micro-batches, their order,
+shares and resuming are those of text (`steps.py`). Pixels lie in memory, normalized once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from razor.data.corpus import Corpus
+from razor.data.rows import Wanted
+from razor.data.sources.base import DataSource
+from razor.distill import ImageBatch
+from razor.errors import RazorError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from razor.models import Task
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Images to train on or to score on.
+
+    Attributes:
+        pixels: [n, channels, height, width] fp32, normalized.
+        classes: [n] int64.
+    """
+
+    pixels: Tensor
+    classes: Tensor
+    bucketed: ClassVar[bool] = False
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def batch(self, indices: Iterable[int]) -> ImageBatch:
+        """Some images together."""
+        chosen = torch.tensor(list(indices))
+        return ImageBatch.of(self.pixels[chosen], self.classes[chosen])
+
+    def batches(self, rows_per_batch: int) -> Iterator[ImageBatch]:
+        """All images in order, a few at a time."""
+        for start in range(0, len(self), rows_per_batch):
+            yield self.batch(range(start, min(start + rows_per_batch, len(self))))
+
+    def documents_in(self, index: int) -> int:
+        """One image."""
+        return 1
+
+    def lengths(self) -> NDArray[np.int32]:
+        """One image each."""
+        return np.ones(len(self), dtype=np.int32)
+
+    @property
+    def tokens(self) -> int:
+        """The number of images."""
+        return len(self)
+
+    def digest(self) -> str:
+        """Of pixels and classes."""
+        sha = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
+        for tensor in (self.pixels, self.classes):
+            sha.update(tensor.numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+class ImageSource(DataSource):
+    """Where images come from; a subclass says which there are.
+
+    Args:
+        size: height and width that they are brought to (bilinear).
+        channels: of the pixels: 1 for grey, or 3, of which grey images get three that are alike.
+        seed: of the held-out choice; not the run's, so that runs with other seeds score the same images and share a
+            teacher that has never seen them.
+
+    Attributes:
+        classes: how many there are.
+        mean, deviation: of all pixels (0 to 1), by which they are normalized.
+
+    Raises:
+        RazorError: a size or channels out of range.
+    """
+
+    task: ClassVar[Task] = "images"
+    unit = "images"
+    classes: ClassVar[int]
+    mean: ClassVar[float]
+    deviation: ClassVar[float]
+
+    def __init__(self, size: int, channels: int = 1, seed: int = 0) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise RazorError(f"data.source.size={size} must be a whole number of pixels.")
+        if channels not in (1, 3):
+            raise RazorError(f"data.source.channels={channels}. Choices: 1, 3.")
+        self.size, self.channels, self.seed = size, channels, seed
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        return self.channels, self.size, self.size
+
+    @abstractmethod
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Pixels [n, height, width] or [n, channels, height, width], 0 to 1, and classes [n], in a fixed order."""
+
+    def check_rows(self, config: PretrainedConfig, length: int, longest: int | None) -> None:
+        """See `DataSource`.
+
+        Raises:
+            RazorError: images of another size or with other channels than the model reads, patches that do not
+                divide them, or other classes.
+        """
+        name, size = config.model_type, getattr(config, "image_size", None)
+        if size is not None and size not in (self.size, [self.size] * 2, (self.size, self.size)):
+            raise RazorError(
+                f"data.source.size={self.size}, but this {name} reads images of {size} "
+                "(model.architecture.image_size)."
+            )
+        patch = getattr(config, "patch_size", None)
+        if isinstance(patch, int) and self.size % patch:
+            raise RazorError(
+                f"data.source.size={self.size} is no multiple of the patches of this {name}, {patch} pixels wide "
+                "(model.architecture.patch_size)."
+            )
+        if getattr(config, "num_channels", self.channels) != self.channels:
+            raise RazorError(
+                f"data.source.channels={self.channels}, but this {name} reads {config.num_channels} "
+                "(model.architecture.num_channels)."
+            )
+        if config.num_labels != self.classes:
+            raise RazorError(
+                f"this {name} tells {config.num_labels} classes apart, the data has {self.classes} "
+                f"(model.architecture.num_labels={self.classes})."
+            )
+
+    def corpus(self, wanted: Wanted) -> Corpus:
+        """Held-out images chosen by the source's seed, the others to train on."""
+        pixels, classes = self.images()
+        if wanted.held_out >= len(classes):
+            raise RazorError(
+                f"data.held_out={wanted.held_out} of {len(classes)} images leaves none to train on."
+            )
+        pixels = _sized(pixels if pixels.ndim == 4 else pixels.unsqueeze(1), self.size, self.channels)
+        pixels = (pixels - self.mean) / self.deviation
+        order = torch.from_numpy(np.random.default_rng(self.seed).permutation(len(classes)))
+        scored, trained = order[: wanted.held_out], order[wanted.held_out :]
+        return Corpus(
+            train=ImageRows(pixels[trained], classes[trained]),
+            held_out=ImageRows(pixels[scored], classes[scored]),
+        )
+
+
+def _sized(pixels: Tensor, size: int, channels: int) -> Tensor:
+    """[n, channels, height, width] -> the same in another size, grey made into colours that are alike."""
+    if pixels.shape[2:] != (size, size):
+        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return pixels.repeat(1, channels, 1, 1) if pixels.shape[1] == 1 < channels else pixels

@@ -1,0 +1,65 @@
+"""What a model is for: the one place that chooses among Transformers' auto classes.
+
+A *task* is what goes in and what comes out. Text: tokens in, the next token's distribution out. Images: pixels in,
+the class's distribution out. A config tells by its `model_type`, for which Transformers has classes of the one task
+or of the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from razor.errors import RazorError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Task = Literal["text", "images"]
+
+
+def task_of(config: PretrainedConfig) -> Task:
+    """Of a model's config; one that Transformers has no image classifier for is taken for a language model."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    kind = config.model_type
+    images = kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    return "images" if images and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "text"
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """`AutoModelForCausalLM` or `AutoModelForImageClassification`."""
+    import transformers
+
+    images = task_of(config) == "images"
+    return transformers.AutoModelForImageClassification if images else transformers.AutoModelForCausalLM
+
+
+def outputs_of(config: PretrainedConfig) -> int:
+    """How many things a model chooses from: tokens of its vocabulary, or classes."""
+    return int(
+        config.num_labels if task_of(config) == "images" else config.get_text_config().vocab_size  # type: ignore[arg-type]
+    )
+
+
+def check_same_outputs(model: str, own: PretrainedConfig, teacher: str, theirs: PretrainedConfig) -> None:
+    """Raise RazorError unless two models, of these names, choose from equally many things of one kind."""
+    if task_of(own) != task_of(theirs):
+        raise RazorError(
+            f"teacher={teacher} is a model of {task_of(theirs)}, model={model} of {task_of(own)}: losses between "
+            "distributions need two models of one kind."
+        )
+    sizes = outputs_of(theirs), outputs_of(own)
+    if sizes[0] == sizes[1]:
+        return
+    if task_of(own) == "images":
+        raise RazorError(
+            f"teacher={teacher} tells {sizes[0]} classes apart, model={model} {sizes[1]}: losses between "
+            "distributions need the same classes."
+        )
+    raise RazorError(
+        f"teacher={teacher} has a vocabulary of {sizes[0]} tokens, model={model} of {sizes[1]}: "
+        "losses between distributions need one vocabulary, so take a teacher of the same family."
+    )

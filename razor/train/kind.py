@@ -1,0 +1,56 @@
+"""What a run asks for, held against the kind of its model: of text or of images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from razor.errors import RazorError
+from razor.export.exporter import check_format
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from razor.train.job import Job
+
+
+def check_kind(job: Job, skeleton: PreTrainedModel) -> None:
+    """Raise RazorError if scores, exports, start or settings of a run are not for models of its kind."""
+    name, task, benchmark = job.model.name, job.model.task, job.benchmark
+    if benchmark.tasks and benchmark.task != task:
+        choices = "classification, none" if task == "images" else "quick, offline, table, none"
+        raise RazorError(
+            f"evals asks about {benchmark.task}, and model={name} reads {task}: evals={choices}."
+        )
+    for exporter in job.exporters.values():
+        check_format(exporter, skeleton.config)
+    if job.start is not None and task != "text":
+        raise RazorError(f"start={job.start.name} reads text, and model={name} {task}: start=none.")
+    if job.settings.gradient_checkpointing and not skeleton.supports_gradient_checkpointing:
+        raise RazorError(
+            f"trainer.gradient_checkpointing=true, which model={name} ({type(skeleton).__name__}) cannot."
+        )
+    _check_padded(job, skeleton)
+    if job.rows_per_batch == 1 and any(isinstance(module, _BatchNorm) for module in skeleton.modules()):
+        raise RazorError(
+            f"data.rows_per_batch=1, and model={name} normalizes by the batch: give at least 2 images."
+        )
+
+
+def _check_padded(job: Job, skeleton: PreTrainedModel) -> None:
+    """Raise RazorError for padded convolutions in bfloat16 on a CPU.
+
+    Of such a convolution, on a feature map so small that a part of its kernel sees nothing but padding, torch
+    (2.13, oneDNN) leaves that part of the weight's gradient as it finds the memory: any number, now and then 1e35.
+    """
+    if job.settings.device.type != "cpu" or job.settings.dtype is not torch.bfloat16:
+        return
+    for name, module in skeleton.named_modules():
+        if isinstance(module, _ConvNd) and module.padding not in (0, "valid") and any(module.padding):
+            raise RazorError(
+                f"'{name}' is a padded convolution, whose gradient can be wrong in bfloat16 on a CPU: "
+                "trainer.compute_dtype=float32."
+            )
