@@ -51,6 +51,15 @@ def test_a_plan_is_found_written_and_used(razor: Callable[..., Any], tmp_path: P
     assert found["kl"] > 0 and found["refined"]["kl_after"] <= found["refined"]["kl_before"]
 
 
+def test_convolutions_are_allocated_by_their_weights(razor: Callable[..., Any], tmp_path: Path) -> None:
+    """What measures on text says so of a model that reads images."""
+    words = ("allocate", "model=tiny_resnet", "trainer=cpu", "budget=3", f"out={tmp_path / 'found'}")
+    assert "reads images" in razor(*words).problem
+    done = razor(*words, "score=weight_error", "check=0", "json=true")
+    assert done.code == 0, done.err
+    assert 2 < json.loads(done.out)["code_bits"] <= 3
+
+
 def test_json_is_one_object_and_scores_are_used_again(
     razor: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

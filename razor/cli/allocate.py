@@ -95,6 +95,7 @@ def ready(config: DictConfig, automatic: Automatic, measures: bool) -> tuple[Sea
         RazorError: what does not fit; everything that can be known from shapes is said before weights are loaded.
     """
     from razor.allocate import ScoreTable, Search, Text
+    from razor.data.packing import PackedRows
     from razor.storage import cache_dir
 
     source = model_source(config)
@@ -108,9 +109,16 @@ def ready(config: DictConfig, automatic: Automatic, measures: bool) -> tuple[Sea
         automatic.answer(space, kept)
     text, device = Text(), told.settings.device
     if measures or automatic.check or automatic.swaps or (kept is None and automatic.score.looks_at_text):
+        if source.task != "text":
+            raise RazorError(
+                f"model={source.name} reads {source.task}, and score={automatic.score.name} or true KL (check, "
+                "swaps, curve, interactions) is measured on text: score=weight_error check=0 reads weights alone."
+            )
         told.check()
         corpus = told.corpus()
-        text = Text.of(automatic, corpus.train, corpus.held_out, told.seed)
+        train, held_out = corpus.train, corpus.held_out
+        assert isinstance(train, PackedRows) and isinstance(held_out, PackedRows)
+        text = Text.of(automatic, train, held_out, told.seed)
 
     def load() -> Any:
         from torch import nn
