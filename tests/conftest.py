@@ -139,7 +139,7 @@ class MainJob:
         """The same as calling, in a process of its own."""
         folder = folder or self.folder()
         started = self.start(*merged(*words), f"hydra.run.dir={folder}", **environment)
-        out, err = started.communicate(timeout=180)
+        out, err = started.communicate(timeout=1200)
         return Outcome(started.returncode, out, err, folder)
 
 

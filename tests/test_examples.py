@@ -28,7 +28,7 @@ def test_example(script: Path, tmp_path: Path) -> None:
         text=True,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(EXAMPLES.parents[1]), "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     losses = [float(value) for value in re.findall(r"\bloss['\"]?:? ['\"]?([\d.]+)", done.stdout)]

@@ -217,7 +217,7 @@ def test_what_no_format_holds_is_told_before_training(main_job: Any) -> None:
 def test_sweep_makes_a_folder_and_a_report_each(main_job: Any) -> None:
     words = main_job.words("quant=w4,mixed_2p79,w1p58", f"hydra.sweep.dir={main_job.home}")
     process = main_job.start("-m", *words)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err
     folders = sorted(path for path in main_job.home.iterdir() if path.is_dir())
     assert [path.name for path in folders] == [

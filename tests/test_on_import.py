@@ -26,8 +26,8 @@ LIGHT = "import razor, sys; assert not {'torch', 'transformers', 'lightning'} & 
 
 
 def test_calls_once_and_leaves_no_trace() -> None:
-    subprocess.run([sys.executable, "-c", CODE], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", CODE], check=True, timeout=600)
 
 
 def test_import_razor_stays_light() -> None:
-    subprocess.run([sys.executable, "-c", LIGHT], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", LIGHT], check=True, timeout=600)

@@ -88,6 +88,6 @@ def test_real_processes_killed_at_random_times(runs: Runs, references: Callable[
             process = runs.main_job.start(
                 *((f"run={folder}", "ckpt=last") if begun else (*words, f"hydra.run.dir={folder}"))
             )
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     assert_same_end(folder, reference)

@@ -312,7 +312,7 @@ def stranger_process(folder: Path, mode: str, **environment: str) -> subprocess.
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=900,
     )
 
 

@@ -40,7 +40,7 @@ def test_two_processes(main_job: Any, rows_of: Callable[[Path], Any], strategy: 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(folder)
@@ -62,7 +62,7 @@ def test_whole_weights_are_asked_for_first(main_job: Any) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,
     )
     assert (
         done.returncode and "callbacks.ema averages whole weights, which this trainer splits" in done.stderr
