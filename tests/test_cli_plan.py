@@ -87,10 +87,16 @@ def test_a_plan_of_another_model(razor: Callable[..., Any], tmp_path: Path) -> N
 
 
 def test_seventy_billion_weights_as_a_command() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    words = ["plan", "model=llama3_70b", "quant=mixed_2p79", "json=true"]
-    done = subprocess.run([sys.executable, "-m", "razor", *words], cwd=ROOT, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0 and done.stderr == ""
-    assert json.loads(done.stdout)["parameters"] == 70_553_706_496
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
+    """No weight is ever there: it takes hardly longer than a model of 0.2 million, most of that for imports."""
+    taken = {}
+    for model, parameters in (("tiny_llama", None), ("llama3_70b", 70_553_706_496)):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        words = ["plan", f"model={model}", "quant=mixed_2p79", "json=true"]
+        done = subprocess.run(
+            [sys.executable, "-m", "razor", *words], cwd=ROOT, capture_output=True, text=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0 and done.stderr == ""
+        assert parameters in (None, json.loads(done.stdout)["parameters"])
+        taken[model] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert taken["llama3_70b"] < 5 * taken["tiny_llama"]
