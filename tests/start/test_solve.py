@@ -54,7 +54,7 @@ def test_better_than_rounding_and_held_to_the_bit(option: str, group: int | str)
         assert bound.packed_layout(shape) == base.packed_layout(shape)
         again = bound.unpack(bound.pack(codes), shape)
         assert torch.equal(again.values, codes.values) and torch.equal(bound.decode(again), found.values)
-    if "bf16" not in option:
+    if option not in ("quant=w16", "quant=w16_a16") and "bf16" not in option:
         assert formats
 
 
