@@ -13,7 +13,8 @@ For a training loop of your own, these are enough (docs/recipe.md):
     razor.save(student, tokenizer, "small")
     model, tokenizer = razor.load("small")
 
-Importing it lets Transformers load a packed folder: `AutoModelForCausalLM.from_pretrained("small")`.
+Importing it lets Transformers load a packed folder: `AutoModelForCausalLM.from_pretrained("small")`; and on a CPU
+without instructions for bfloat16 it makes torch's 16-bit products as fast as those in fp32 (`half_products`).
 """
 
 from __future__ import annotations
@@ -66,4 +67,9 @@ def _register() -> None:
     import_module("razor.export.hf_quantizer")  # which registers itself as it is imported
 
 
+def _fast_products() -> None:
+    import_module("razor.half_products").install()
+
+
 when_imported("transformers.quantizers.auto", _register)
+when_imported("torch", _fast_products)

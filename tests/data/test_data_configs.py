@@ -6,8 +6,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from razor.data.reading import Reading
 from razor.data.images import ImageSource
+from razor.data.reading import Reading
 from razor.data.sources.base import TextSource
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
