@@ -3,9 +3,9 @@
 GPTQ decides a column once, before those to its right are known. When all codes are there, a column can be asked
 again: with the others fixed, the error |(W - Wq) X|^2 of a row is a parabola in this one weight, whose minimum lies
 at q + (row of (W - Wq) H)[c] / H[c, c], with H the Gram matrix of the inputs; its nearest level is the best code
-there is (CDQuant, arXiv 2406.17542, section 3, one weight at a time). No visit makes the error larger, and no text is
-needed beyond the Gram matrix that is there. At two bits and less the error of a layer's outputs falls by a sixth to
-a quarter (docs/start.md).
+there is (CDQuant, arXiv 2406.17542, section 3, one weight at a time). No visit makes the error larger, and no text
+is needed beyond the Gram matrix that is there. At two bits and less the error of a layer's outputs falls by a sixth
+to a quarter (docs/start.md).
 
 A weight's latent becomes the minimum itself, and not its level: where in the code's cell it lies then says how
 nearly another code was as good, which is what training should know.
