@@ -50,7 +50,8 @@ KEYS = (
     "git",
     "command",
 )
-"""What every cell says; null where it is unknown or does not apply. A study may add keys of its own."""
+"""What every cell says; null where it is unknown or does not apply. A study may add keys of its own.
+Tokens are images where a model reads those."""
 
 METHODS = ("teacher", "rtn", "gptq", "start", "awq", "autoround", "qat", "peer", "paper", "ours")
 """Ways to compress, in the order of tables: none, plain rounding, four kinds of rounding after training (`start` is
@@ -113,6 +114,7 @@ def of_run(run: Path, row: str = "after", **given: Any) -> Cell:
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     found = next(each for each in report["rows"] if each["name"] == row)
     trained, config = row == "after", report["config"]
+    unit = "images" if "images_seen" in report else "tokens"
     scores = {"tasks": list(found["tasks"].values()), "average": found["average"]} if found["tasks"] else None
     held_out = {key: found[key] for key in ("perplexity", "kl", "agreement")}
     cell = {
@@ -120,7 +122,7 @@ def of_run(run: Path, row: str = "after", **given: Any) -> Cell:
         "note": config["model"].get("note"),
         "w_a_kv": found["w_a_kv"],
         "seed": report["seed"],
-        "tokens": report["tokens_seen"] if trained else 0,
+        "tokens": report[f"{unit}_seen"] if trained else 0,
         "calibration_tokens": (report.get("start") or {}).get("tokens", 0) if row != "teacher" else 0,
         "steps": report["steps"] if trained else 0,
         "learning_rate": config["trainer"]["learning_rate"] if trained else None,
@@ -134,15 +136,16 @@ def of_run(run: Path, row: str = "after", **given: Any) -> Cell:
         "scores": scores,
         "curve": _curve(run) if trained else [],
         "seconds": report["seconds_training"] if trained else 0.0,
-        "tokens_per_second": report["tokens_per_second"] if trained else None,
+        "tokens_per_second": report[f"{unit}_per_second"] if trained else None,
         **{key: report[key] for key in ("hardware", "versions", "git")},
     }
     return cell | given
 
 
 def _curve(run: Path) -> list[list[float]]:
-    """[tokens of text seen, held-out KL] while training, from the run's log; tokens in proportion to steps."""
+    """[tokens or images seen, held-out KL] while training, from the run's log, in proportion to steps."""
     log, report = run / "logs" / "metrics.csv", json.loads((run / "report.json").read_text(encoding="utf-8"))
+    seen = report.get("images_seen") or report["tokens_seen"]
     rows = {row["name"]: row["kl"] for row in report["rows"]}
     points = [[0, rows["before"]]]
     if log.is_file():
@@ -150,8 +153,6 @@ def _curve(run: Path) -> list[list[float]]:
             for line in csv.DictReader(stream):
                 if line.get("held_out/kl"):
                     done = int(line["step"]) + 1
-                    points.append(
-                        [round(report["tokens_seen"] * done / report["steps"]), float(line["held_out/kl"])]
-                    )
-    points = [point for point in points if point[0] < report["tokens_seen"]]
-    return [*points, [report["tokens_seen"], rows["after"]]]
+                    points.append([round(seen * done / report["steps"]), float(line["held_out/kl"])])
+    points = [point for point in points if point[0] < seen]
+    return [*points, [seen, rows["after"]]]

@@ -36,6 +36,7 @@ from study_rows import (  # noqa: E402
     spread,
     tokens,
 )
+from vision.tables import vision  # noqa: E402
 
 NOT_YET = "(Not run yet.)\n"
 
@@ -143,6 +144,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "beside_peer": beside_peer,
     "baselines": lambda: rounding("smollm2_135m"),
     "allocation": allocation,
+    "vision_resnet18": lambda: vision("resnet18"),
+    "vision_vit_s16": lambda: vision("vit_s16"),
     "peer_grid_small": lambda: grid("small"),
 }
 """What documents may ask for."""

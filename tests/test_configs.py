@@ -34,6 +34,7 @@ PARTS = [
 # what a person has to give
 VALUES = {
     ("model", "hub"): ["model.id=somewhere/something"],
+    ("data", "image_folder"): ["data.source.path=folder"],
     ("data", "local_text"): ["data.source.path=text.txt"],
     ("data", "local_jsonl"): ["data.source.path=chats.jsonl"],
     ("data", "mix"): [

@@ -30,7 +30,14 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def test_a_convolutional_network_from_one_end_to_the_other(main_job: Any) -> None:
-    done = main_job("model=tiny_resnet", *TINY, CKA, "export=[packed,dense]", "trainer.max_steps=3")
+    done = main_job(
+        "model=tiny_resnet",
+        *TINY,
+        CKA,
+        "export=[packed,dense]",
+        "export.dense.program=true",
+        "trainer.max_steps=3",
+    )
     assert done.code == 0, done.err
     report = report_of(done.folder)
     assert [row["w_a_kv"] for row in report["rows"]] == ["W16-A16", "W2.79-A8", "W2.79-A8"]
@@ -43,6 +50,9 @@ def test_a_convolutional_network_from_one_end_to_the_other(main_job: Any) -> Non
     assert "razor chat" not in done.out and "up to 24 images" in done.out
     metrics = (done.folder / "logs" / "metrics.csv").read_text().splitlines()
     assert "afd/layer_0" in metrics[0] and "speed/mfu" not in metrics[0] and len(metrics) == 4
+    assert "images_per_second" in metrics[0] and "tokens" not in metrics[0].replace("/token_", "")
+    proof = json.loads((done.folder / "exports" / "dense" / "manifest.json").read_text())["proof"]
+    assert proof["program"] < 1e-5 and (done.folder / "exports" / "dense" / "program.pt2").is_file()
     card = (done.folder / "exports" / "packed" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card and "AutoModelForImageClassification" in card
     _same_logits_through_transformers(done.folder)
@@ -77,6 +87,18 @@ def _batch(config: Any) -> Any:
 
     corpus = cli.build(config.data.source).corpus(Wanted(None, 40, 0, 1, None, None, Reading()))
     return corpus.held_out.batch(range(8))
+
+
+def test_a_family_that_is_one_yaml(main_job: Any) -> None:
+    """ConvNeXt V2: no line of Python knows its name; depthwise convolutions, linear layers over channels, GRN."""
+    small = [f"model.architecture.{key}" for key in ("hidden_sizes=[8,8,16,16]", "depths=[1,1,1,1]")]
+    words = ("model=convnextv2_atto", "model.weights=random", *small, *TINY, CKA, "quant=w1p58")
+    done = main_job(*words, "export=onnx", "trainer.max_steps=2")
+    assert done.code == 0, done.err
+    rows = report_of(done.folder)["rows"]
+    assert [row["w_a_kv"] for row in rows] == ["W16-A16", "W1.58-A8", "W1.58-A8"]
+    proof = json.loads((done.folder / "exports" / "onnx" / "manifest.json").read_text())["proof"]
+    assert proof["codes"] == "bit for bit" and proof["fp32 logits"] < 1e-4
 
 
 def test_a_missing_teacher_is_trained_first_and_then_found(main_job: Any) -> None:
@@ -145,6 +167,10 @@ def test_an_interrupted_run_ends_as_one_that_never_was(main_job: Any) -> None:
         ),
         (("evals=classification",), "evals asks about images, and model=tiny_llama reads text"),
         (("model=tiny_vit", *TINY, "export=[gguf]"), "export=gguf holds no models of images"),
+        (
+            ("export=dense", "export.dense.program=true"),
+            "export.dense.program=true is for models that read images",
+        ),
         (("model=tiny_vit", *TINY, "quant=w4_plus", "start=gptq"), "start=gptq reads text"),
         (
             ("model=tiny_vit", *TINY, "teacher=cached", "distill=kld"),

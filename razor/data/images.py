@@ -89,6 +89,8 @@ class ImageSource(DataSource):
     Attributes:
         classes: how many there are.
         mean, deviation: of all pixels (0 to 1), by which they are normalized.
+        tests: the last so many images are the data set's own test part: held-out images come from there, and none
+            of them is trained on. 0: it has none, and any image may be held out.
 
     Raises:
         RazorError: a size or channels out of range.
@@ -96,9 +98,10 @@ class ImageSource(DataSource):
 
     task: ClassVar[Task] = "images"
     unit = "images"
-    classes: ClassVar[int]
-    mean: ClassVar[float]
-    deviation: ClassVar[float]
+    classes: int
+    mean: float
+    deviation: float
+    tests: int = 0
 
     def __init__(self, size: int, channels: int = 1, seed: int = 0) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -114,7 +117,11 @@ class ImageSource(DataSource):
 
     @abstractmethod
     def images(self) -> tuple[Tensor, Tensor]:
-        """Pixels [n, height, width] or [n, channels, height, width], 0 to 1, and classes [n], in a fixed order."""
+        """All images in a fixed order, those of the test part last.
+
+        Returns:
+            Pixels [n, height, width] or [n, channels, height, width], 0 to 1, and classes [n].
+        """
 
     def check_rows(self, config: PretrainedConfig, length: int, longest: int | None) -> None:
         """See `DataSource`.
@@ -149,21 +156,34 @@ class ImageSource(DataSource):
     def corpus(self, wanted: Wanted) -> Corpus:
         """Held-out images chosen by the source's seed, the others to train on."""
         pixels, classes = self.images()
-        if wanted.held_out >= len(classes):
-            raise RazorError(
-                f"data.held_out={wanted.held_out} of {len(classes)} images leaves none to train on."
-            )
-        pixels = _sized(pixels if pixels.ndim == 4 else pixels.unsqueeze(1), self.size, self.channels)
+        scored, trained = self.split(len(classes), wanted.held_out)
+        pixels = sized(pixels if pixels.ndim == 4 else pixels.unsqueeze(1), self.size, self.channels)
         pixels = (pixels - self.mean) / self.deviation
-        order = torch.from_numpy(np.random.default_rng(self.seed).permutation(len(classes)))
-        scored, trained = order[: wanted.held_out], order[wanted.held_out :]
         return Corpus(
             train=ImageRows(pixels[trained], classes[trained]),
             held_out=ImageRows(pixels[scored], classes[scored]),
         )
 
+    def split(self, count: int, held_out: int) -> tuple[Tensor, Tensor]:
+        """Numbers of the images to score on and of those to train on, of so many.
 
-def _sized(pixels: Tensor, size: int, channels: int) -> Tensor:
+        Raises:
+            RazorError: nothing is left to train on, or the test part is smaller.
+        """
+        if self.tests and held_out > self.tests:
+            raise RazorError(f"data.held_out={held_out}, and the test part has {self.tests} images.")
+        rest = count - self.tests
+        if rest < 1 or (held_out >= count and not self.tests):
+            raise RazorError(f"data.held_out={held_out} of {count} images leaves none to train on.")
+        draw = np.random.default_rng(self.seed)
+        if self.tests:
+            scored = torch.from_numpy(draw.permutation(self.tests))[:held_out] + rest
+            return scored, torch.from_numpy(draw.permutation(rest))
+        order = torch.from_numpy(draw.permutation(count))
+        return order[:held_out], order[held_out:]
+
+
+def sized(pixels: Tensor, size: int, channels: int) -> Tensor:
     """[n, channels, height, width] -> the same in another size, grey made into colours that are alike."""
     if pixels.shape[2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)

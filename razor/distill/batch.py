@@ -36,6 +36,7 @@ class Samples(ABC):
             step. Multiplying a loss by it makes an accumulated step equal to one large batch.
         targets: the teacher's cached word on the valid places; None if it is asked itself.
         causal: whether a place sees only those of its sample up to itself.
+        unit: what logs count it in.
     """
 
     labels: Tensor
@@ -43,6 +44,7 @@ class Samples(ABC):
     share: float
     targets: Targets | None
     causal: ClassVar[bool] = True
+    unit: ClassVar[str] = "tokens"
 
     def to(self: Own, device: torch.device | str) -> Own:
         """The same batch on another device."""

@@ -28,6 +28,7 @@ class ImageBatch(Samples):
     documents: Tensor
     share: float = 1.0
     targets: Targets | None = None
+    unit: ClassVar[str] = "images"
 
     @classmethod
     def of(cls, pixel_values: Tensor, classes: Tensor) -> ImageBatch:

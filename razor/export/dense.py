@@ -22,11 +22,13 @@ from razor.export.compressed import Compressed
 from razor.export.exporter import Exporter, Proof
 from razor.export.hf_folder import Skeleton, dtype_name, not_in_it, sixteen_bit
 from razor.export.loaded import TIGHT, bare_model, gap, logits, quiet, rounded_weights
+from razor.export.program import PROGRAM, read_program, write_program
 from razor.export.words import check_words, write_words
-from razor.models.task import Task, auto_class
+from razor.models.sample import sample_inputs
+from razor.models.task import Task, auto_class, task_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from razor.quant import Plan
 
@@ -40,20 +42,40 @@ logits = model(pixel_values=pixels).logits  # [images, channels, height, width],
 
 
 class Dense(Exporter):
-    """Quantized values in a plain folder of Transformers."""
+    """Quantized values in a plain folder of Transformers.
+
+    Args:
+        program: whether the folder also gets the model as a program of `torch.export` (image classifiers alone).
+
+    Raises:
+        RazorError: not true or false.
+    """
 
     name: ClassVar[str] = "dense"
     tags: ClassVar[tuple[str, ...]] = ("safetensors",)
     tasks: ClassVar[tuple[Task, ...]] = ("text", "images")
 
+    def __init__(self, program: bool = False) -> None:
+        if not isinstance(program, bool):
+            raise RazorError(f"export.dense.program={program} must be true or false.")
+        self.program = program
+
     def check(
         self, plan: Plan, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
-        """Nothing: it holds every plan."""
+        """It holds every plan; a program is made of image classifiers alone.
+
+        Raises:
+            RazorError: a program of a model that reads text.
+        """
+        if self.program and task_of(config) != "images":
+            raise RazorError("export.dense.program=true is for models that read images.")
 
     def bytes(self, compressed: Compressed) -> int:
-        """All parameters in the compute dtype, and some more for the tokenizer."""
-        return compressed.compute_dtype.itemsize * compressed.size.total.parameters + 10**7
+        """All parameters in the compute dtype, once more in a program, and some more for the tokenizer."""
+        return (
+            1 + self.program
+        ) * compressed.compute_dtype.itemsize * compressed.size.total.parameters + 10**7
 
     def write(self, compressed: Compressed, folder: Path) -> None:
         """What `save_pretrained` makes of the plain model; see `Exporter`."""
@@ -74,15 +96,15 @@ class Dense(Exporter):
         except SafetensorError as error:
             raise RazorError(f"'{folder.name}' could not be written ({error}): is the disk full?") from error
         write_words(compressed, folder)
+        if self.program:
+            write_program(_plain(compressed, folder), compressed.config, folder / PROGRAM)
         for file in folder.glob("*.safetensors"):
             shutil.copymode(folder / "config.json", file)  # safetensors lets nobody else read it
 
     def verify(self, compressed: Compressed, folder: Path) -> Proof:
         """Load it as anybody would, and compare weights and logits bit for bit; see `Exporter`."""
         check_words(compressed, folder)
-        with quiet():
-            kind = auto_class(compressed.config)
-            model = kind.from_pretrained(str(folder), local_files_only=True)
+        model = _plain(compressed, folder)
         dtype = compressed.compute_dtype
         found = model.state_dict(keep_vars=True)
         wanted = sixteen_bit(compressed, Skeleton.of(compressed.config), dtype)
@@ -92,15 +114,23 @@ class Dense(Exporter):
         own = logits(model, compressed)
         unit = "tokens" if compressed.tokenizer is not None else "images"
         told, line = self._logits(compressed, folder, own)
-        facts = {"tensors": len(wanted), "weights": "bit for bit", "logits": told, unit: len(own)}
-        return Proof(
-            facts,
-            (
-                f"All {len(wanted)} tensors, loaded by Transformers alone, equal the student's decoded weights bit "
-                "for bit.",
-                f"Its logits on {len(own)} {unit} {line}",
-            ),
-        )
+        facts: dict[str, Any] = {
+            "tensors": len(wanted),
+            "weights": "bit for bit",
+            "logits": told,
+            unit: len(own),
+        }
+        lines = [
+            f"All {len(wanted)} tensors, loaded by Transformers alone, equal the student's decoded weights bit "
+            "for bit.",
+            f"Its logits on {len(own)} {unit} {line}",
+        ]
+        if self.program:
+            facts["program"] = _compare_program(compressed, folder, own)
+            lines.append(
+                f"{PROGRAM}, read back by torch.export, is within {facts['program']:.1g} of the largest."
+            )
+        return Proof(facts, tuple(lines))
 
     def _logits(self, compressed: Compressed, folder: Path, own: Tensor) -> tuple[Any, str]:
         """How its logits compare with those of the packed model without quantized activations and KV cache.
@@ -152,3 +182,26 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 ```
 
 Any runtime that reads Hugging Face folders does, among them `vllm serve .`"""
+
+
+def _plain(compressed: Compressed, folder: Path) -> PreTrainedModel:
+    """The folder as anybody loads it."""
+    with quiet():
+        return auto_class(compressed.config).from_pretrained(str(folder), local_files_only=True).eval()
+
+
+def _compare_program(compressed: Compressed, folder: Path, own: Tensor) -> float:
+    """How far a program's logits are from those of the folder, in units of the largest.
+
+    Raises:
+        RazorError: too far.
+    """
+    pixels = sample_inputs(_plain(compressed, folder), compressed.config)["pixel_values"]
+    with torch.no_grad():
+        far = gap(read_program(folder / PROGRAM)(pixels).float(), own)
+    limit = TIGHT if compressed.compute_dtype is torch.float32 else 0.02
+    if not far <= limit:
+        raise RazorError(
+            f"'{folder / PROGRAM}' gives other logits than the folder (by {far:.2g} of the largest)."
+        )
+    return far

@@ -101,7 +101,7 @@ class DistillModule(L.LightningModule):
     def training_step(self, batch: Samples, index: int) -> Tensor:
         """Lightning divides by the number of micro-batches; `share` makes up for unequal ones."""
         loss, parts = self.loss(batch)
-        counts = {"tokens": batch.tokens, "text": int((batch.documents >= 0).sum())}
+        counts = {batch.unit: batch.tokens, "text": int((batch.documents >= 0).sum())}
         self._step.add(batch.share, counts, {"loss/total": float(loss.detach())} | parts)
         return loss * batch.share
 

@@ -1,4 +1,4 @@
-"""What a person sees while a student trains: one bar with losses, tokens per second and time left."""
+"""What a person sees while a student trains: one bar with losses, tokens or images per second and time left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
+from razor.distill import Samples
 from razor.terminal import progress_bar
 from razor.train.module import DistillModule
+
+SHORT = {"tokens": "tok/s", "images": "images/s"}
+"""What the bar calls their number in a second."""
 
 
 class Progress(L.Callback):
@@ -17,7 +21,7 @@ class Progress(L.Callback):
 
     Attributes:
         seconds: of training, in this process.
-        speed: tokens of text a second, all processes together; None if no step was made.
+        speed: tokens of text, or images, a second, all processes together; None if no step was made.
     """
 
     def __init__(self) -> None:
@@ -32,7 +36,7 @@ class Progress(L.Callback):
         self._started, self._tokens = time.perf_counter(), pl_module.tokens
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: L.Trainer, pl_module: DistillModule, *args: Any, **kwargs: Any
+        self, trainer: L.Trainer, pl_module: DistillModule, outputs: Any, batch: Samples, batch_idx: int
     ) -> None:
         """Advance by the optimizer steps made."""
         assert self.bar is not None
@@ -45,8 +49,8 @@ class Progress(L.Callback):
             for name, value in trainer.logged_metrics.items()
             if name.startswith("loss/")
         }
-        pl_module.log("tokens_per_second", self.speed, batch_size=1)
-        self.bar.set_postfix(values | {"tok/s": f"{self.speed:.0f}"}, refresh=False)
+        pl_module.log(f"{batch.unit}_per_second", self.speed, batch_size=1)
+        self.bar.set_postfix(values | {SHORT[batch.unit]: f"{self.speed:.0f}"}, refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

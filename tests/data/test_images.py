@@ -93,7 +93,7 @@ def test_images_that_do_not_fit_the_model(changed: dict[str, Any], said: str) ->
 
 
 def test_images_are_brought_to_what_the_model_reads() -> None:
-    config = cli.composed("train", ["data=digits", "model=vit_s16"])
-    assert cli.build(config.data.source).shape == (1, 64, 64)
-    config = cli.composed("train", ["data=digits", "model=vit_s16", "model.architecture.num_channels=3"])
-    assert cli.build(config.data.source).shape == (3, 64, 64)
+    config = cli.composed("train", ["data=digits", "model=tiny_vit"])
+    assert cli.build(config.data.source).shape == (1, 8, 8)
+    config = cli.composed("train", ["data=digits", "model=tiny_vit", "model.architecture.num_channels=3"])
+    assert cli.build(config.data.source).shape == (3, 8, 8)

@@ -28,7 +28,8 @@ from razor.train.estimate import speed
 class Throughput(RunCallback):
     """Logs `speed/tokens_per_second`, `speed/mfu`, `memory/process_peak_gb` and, on a GPU, `memory/cuda_peak_gb`.
 
-    Speeds are those since the last row, tokens those of text in all processes; GB = 10^9 bytes.
+    Of images it is `speed/images_per_second`, and no MFU. Speeds are those since the last row, tokens those of text
+    in all processes; GB = 10^9 bytes.
 
     Args:
         every: optimizer steps between rows.
@@ -50,7 +51,7 @@ class Throughput(RunCallback):
             )
         self.every, self.peak_flops = every, peak_flops
         self._peak: float | None = None
-        self._per_token = 0.0
+        self._per_token, self._unit = 0.0, "tokens"
         self._tokens, self._since = 0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,6 +81,7 @@ class Throughput(RunCallback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count text."""
+        self._unit = batch.unit
         self._tokens += int((batch.documents >= 0).sum())
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -89,7 +91,7 @@ class Throughput(RunCallback):
             return
         now = time.perf_counter()
         rate = totals([float(self._tokens)])[0] / max(now - self._since, 1e-9)
-        values = {"speed/tokens_per_second": rate}
+        values = {f"speed/{self._unit}_per_second": rate}
         if self._peak:
             values["speed/mfu"] = rate * self._per_token / (self._peak * trainer.world_size)
         values["memory/process_peak_gb"] = process_peak() / 1e9

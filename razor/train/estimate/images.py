@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from razor.models import layers_of, shape_of
+from razor.models import shape_of
 from razor.models.image_record import pixels_for
 from razor.quant.anatomy import entrance_of, head_of
-from razor.train.estimate.network import Network
+from razor.train.estimate.network import Network, counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,10 +27,7 @@ def image_network(skeleton: PreTrainedModel, image: tuple[int, ...]) -> Network:
     state, `attention` those of a layer's queries, keys and values; the operations inside attention are among the
     multiplications, so `heads` is 0.
     """
-    blocks, shape, head = layers_of(skeleton), shape_of(skeleton), head_of(skeleton)
-    everything = {id(p): p.numel() for p in skeleton.parameters()}
-    inside = [{id(p): p.numel() for p in block.parameters()} for block in blocks]
-    within = {key for block in inside for key in block}
+    shape, head = shape_of(skeleton), head_of(skeleton)
     first: Any = entrance_of(skeleton)
     training = skeleton.training
     skeleton.eval()  # one image has no batch to be normalized by
@@ -38,14 +35,9 @@ def image_network(skeleton: PreTrainedModel, image: tuple[int, ...]) -> Network:
         skeleton(pixel_values=pixels_for(skeleton, torch.zeros(1, *image, device="meta")))
     skeleton.train(training)
     return Network(
-        parameters=sum(everything.values()),
-        layers=len(blocks),
-        layer=max(sum(block.values()) for block in inside),
-        outside=sum(size for key, size in everything.items() if key not in within),
-        largest=max(everything.values()),
+        **counted(skeleton),
         embedding=sum(part.weight.numel() for part in first),
         matrices=max(0, counter.get_total_flops() // 2 - head.weight.numel()),
-        head=head.weight.numel(),
         width=max(width * places for width, places in zip(shape.widths, shape.places, strict=True)),
         vocabulary=len(head.weight),
         heads=0,

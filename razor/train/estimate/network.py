@@ -44,14 +44,26 @@ class Network:
     attention: int
 
 
+def counted(skeleton: PreTrainedModel) -> dict[str, int]:
+    """The fields of a `Network` that are sums over parameters, whatever the model reads."""
+    everything = {id(p): p.numel() for p in skeleton.parameters()}
+    inside = [{id(p): p.numel() for p in block.parameters()} for block in layers_of(skeleton)]
+    within = {key for block in inside for key in block}
+    head: Any = head_of(skeleton)
+    return {
+        "parameters": sum(everything.values()),
+        "layers": len(inside),
+        "layer": max(sum(block.values()) for block in inside),
+        "outside": sum(size for key, size in everything.items() if key not in within),
+        "largest": max(everything.values()),
+        "head": head.weight.numel(),
+    }
+
+
 def text_network(skeleton: PreTrainedModel) -> Network:
     """Count a language model."""
     blocks, shape = layers_of(skeleton), shape_of(skeleton)
     config = skeleton.config.get_text_config()
-    everything = {id(p): p.numel() for p in skeleton.parameters()}
-    inside = [{id(p): p.numel() for p in block.parameters()} for block in blocks]
-    within = {key: size for block in inside for key, size in block.items()}
-    head: Any = head_of(skeleton)
     embedding: Any = skeleton.get_input_embeddings()
     part = _part_of_experts(config)
     matrices = sum(
@@ -61,14 +73,9 @@ def text_network(skeleton: PreTrainedModel) -> Network:
         if site.kind != "embedding"
     )
     return Network(
-        parameters=sum(everything.values()),
-        layers=len(blocks),
-        layer=max(sum(block.values()) for block in inside),
-        outside=sum(size for key, size in everything.items() if key not in within),
-        largest=max(everything.values()),
+        **counted(skeleton),
         embedding=embedding.weight.numel(),
         matrices=matrices,
-        head=head.weight.numel(),
         width=config.hidden_size,
         vocabulary=config.vocab_size,
         heads=shape.heads * shape.head_dim,

