@@ -44,7 +44,7 @@ class Dense(Exporter):
 
     name: ClassVar[str] = "dense"
     tags: ClassVar[tuple[str, ...]] = ("safetensors",)
-    tasks: ClassVar[tuple[Task, ...]] = ("text", "images")
+    tasks: ClassVar[tuple[Task, ...]] = ("text", "images", "media")
 
     def check(
         self, plan: Plan, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None

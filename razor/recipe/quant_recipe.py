@@ -29,7 +29,7 @@ class QuantRecipe:
     Args:
         name: for tables and file names.
         weights: the decoder's linear weights.
-        embedding: token embedding; of an image classifier the convolution that reads the pixels (first layer).
+        embedding: token embedding; of an image classifier or a tower what reads pixels or sound (first layer).
         activations: inputs of every linear layer, the head's included; None or "none" leaves them alone.
         kv_cache: keys (after rotary embedding) and values; None or "none" leaves them alone. An image classifier
             keeps none from one pass to the next, so it has no such format, and its short name ends before it.
@@ -39,6 +39,8 @@ class QuantRecipe:
             several match, the last one counts. Routers of experts and other weights that are no layers keep
             `rest`'s format unless a pattern matches nothing else.
         exclude: patterns of modules that are not compressed: weights in `rest`'s format, inputs left alone.
+        exceptions: of the model rather than of the recipe (a matrix that no group divides); as `overrides`, which
+            they come before and become part of.
 
     Raises:
         RazorError: what is no format, or not an override.
@@ -55,6 +57,7 @@ class QuantRecipe:
         rest: Float16 | None = None,
         overrides: Mapping[str, Any] | None = None,
         exclude: Sequence[str] | None = None,
+        exceptions: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.weights = _required("weights", weights)
@@ -65,7 +68,8 @@ class QuantRecipe:
         self.rest = _required("rest", Float16() if rest is None else rest)
         self.overrides = {
             pattern: other if isinstance(other, Override) else construct(Override, other, _path(pattern))
-            for pattern, other in read(Mapping[str, Any], overrides or {}, "quant.overrides").items()
+            for where, given in (("exceptions", exceptions), ("overrides", overrides))
+            for pattern, other in read(Mapping[str, Any], given or {}, f"quant.{where}").items()
         }
         self.exclude = list(read(Sequence[str], exclude or [], "quant.exclude"))
         self._mean_width: str | None = None

@@ -77,7 +77,7 @@ def _rows(job: Job, prepared: Prepared, evaluation: Evaluation, packed: Path) ->
     if job.teaching.another:
         large = 2 * sum(p.numel() for p in job.teaching.teacher.skeleton().parameters())
     sizes: dict[str, tuple[str, float, int]] = {
-        "teacher": ("W16-A16-KV16" if job.model.task == "text" else "W16-A16", full / large, large),
+        "teacher": ("W16-A16" if job.model.task == "images" else "W16-A16-KV16", full / large, large),
         "before": (job.recipe.w_a_kv, total.ratio_paper, small),
         "after": (job.recipe.w_a_kv, total.ratio_paper, small),
     }
