@@ -87,9 +87,9 @@ class Teaching:
         Raises:
             RazorError: text or a model that cannot be had, or vocabularies that differ.
         """
+        self.check_task()
         self.source.check_for(self.model.tokenizer)
         self.model.prepare()
-        self.check_task()
         if self.another:
             check_vocabularies(self.model, self.teacher)
         if self.cached is not None:
