@@ -36,8 +36,8 @@ class Automatic:
         name: for tables and file names.
         budget: how much.
         options: names of the formats that a matrix may have.
-        embedding, activations, kv_cache, head, rest, overrides, exclude, exceptions: see `QuantRecipe`; weights that a pattern
-            names are not decided.
+        embedding, activations, kv_cache, head, rest, overrides, exclude, exceptions: see `QuantRecipe`; weights
+            that a pattern names are not decided.
         unit: of the budget, see `Budget`.
         granularity: "matrix", "row" (two formats may share a matrix) or "block" (a decoder layer has one).
         fits: "any", or "gguf": only what a GGUF type holds exactly, at that type's bits.

@@ -51,7 +51,9 @@ def model_source(config: DictConfig) -> Any:
     if model.weights == "random":
         if model.architecture is None:
             raise RazorError(f"model.weights=random needs an architecture, which model={model.name} lacks.")
-        fields: Any = {key: OmegaConf.to_container(model[key], resolve=True) for key in STATED if model.get(key)}
+        fields: Any = {
+            key: OmegaConf.to_container(model[key], resolve=True) for key in STATED if model.get(key)
+        }
         return RandomModel(model.name, **fields)
     if model.weights != "pretrained":
         raise RazorError(f"model.weights='{model.weights}'. Choices: pretrained, random.")

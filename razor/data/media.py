@@ -1,8 +1,8 @@
 """Questions with images and sound: rows of one question each, and what a source of them is.
 
-A row holds one question with its answer, filled up to the longest that it comes together with, so that micro-batches,
-their order, shares and resuming are those of text (`steps.py`). What processors made of images and sound lies in
-memory.
+A row holds one question with its answer, filled up to the longest that it comes together with, so that
+micro-batches, their order, shares and resuming are those of text (`steps.py`). What processors made of images and
+sound lies in memory.
 """
 
 from __future__ import annotations
@@ -127,10 +127,14 @@ class MediaSource(DataSource):
         reader, pad = wanted.reader, wanted.tokenizer.pad_token_id
         read = [self._read(reader, question, wanted.sequence_length) for question in self.questions()]
         if wanted.held_out >= len(read):
-            raise RazorError(f"data.held_out={wanted.held_out} of {len(read)} questions leaves none to train on.")
+            raise RazorError(
+                f"data.held_out={wanted.held_out} of {len(read)} questions leaves none to train on."
+            )
         order = np.random.default_rng(self.seed).permutation(len(read)).tolist()
         pad_id = 0 if pad is None else int(pad)
-        scored, trained = ([read[i] for i in part] for part in (order[: wanted.held_out], order[wanted.held_out :]))
+        scored, trained = (
+            [read[i] for i in part] for part in (order[: wanted.held_out], order[wanted.held_out :])
+        )
         return Corpus(train=MediaRows(trained, pad_id), held_out=MediaRows(scored, pad_id))
 
     @staticmethod

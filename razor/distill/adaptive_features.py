@@ -89,7 +89,8 @@ class AdaptiveFeatures(Features):
         """Activity of a layer in this batch, a scalar."""
         if self.ranking == "cka":
             return -linear_cka(batch.examples(before), batch.examples(after))
-        if self.ranking in OF_ONE_SHAPE and before.shape != after.shape:  # which a tower's config does not tell
+        # a tower's config does not tell how many places its layers leave
+        if self.ranking in OF_ONE_SHAPE and before.shape != after.shape:
             raise RazorError(
                 f"ranking={self.ranking} compares a layer's output with its input number by number, and a layer of "
                 f"{self.teacher.name} makes {list(after.shape)} of {list(before.shape)}: ranking=cka."

@@ -12,9 +12,9 @@ A smaller student has narrower hidden states. One linear map, learned along with
 layers, then takes them to the teacher's width (TinyBERT, arXiv 1909.10351, eq. 8). Layers of different numbers are
 compared at the same part of the depth.
 
-A model that sees or hears has towers beside its decoder. With `tower` the hidden states are those of one of them, the
-last being what it gives the decoder, and places are averaged as tokens are: over those of a document, then over the
-documents that have an image (or a recording).
+A model that sees or hears has towers beside its decoder. With `tower` the hidden states are those of one of them,
+the last being what it gives the decoder, and places are averaged as tokens are: over those of a document, then over
+the documents that have an image (or a recording).
 
 Feature maps of a convolutional network grow wider with depth, and no one map would fit them all: student and
 teacher then have the same widths, layer by layer.

@@ -207,6 +207,6 @@ class LayerLoss(nn.Module, ABC):
                 logits [B, T, experts]. Of a feature map [B, width, height, length] T are its height x length
                 places.
             teacher: the same of the teacher; the student's own if the loss needs none.
-            batch: as this layer sees it (`Samples.inside`, of a tower `Samples.tower`): which tokens are valid, and which documents they
-                belong to.
+            batch: as this layer sees it (`Samples.inside`, of a tower `Samples.tower`): which tokens are valid, and
+                which documents they belong to.
         """

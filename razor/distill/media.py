@@ -1,9 +1,9 @@
 """A micro-batch of text with images or sound between its words.
 
 To the decoder it is text: where an image or a recording stands, as many tokens are held free as its tower makes
-vectors. So labels, documents and all losses on tokens are those of `Batch`. To a tower it is a row of places, those of
-all images (or recordings) of the batch one after the other; whose they are follows from the tokens held free, because
-a tower makes the same number of places for each of them.
+vectors. So labels, documents and all losses on tokens are those of `Batch`. To a tower it is a row of places, those
+of all images (or recordings) of the batch one after the other; whose they are follows from the tokens held free,
+because a tower makes the same number of places for each of them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 It is a folder of Transformers (see `razor.export.packed_files` for what lies in it): after `import razor`,
 `AutoModelForCausalLM.from_pretrained(folder)` (of an image classifier
-`AutoModelForImageClassification`, of one with towers `AutoModelForMultimodalLM`) and `pipeline` load it. No pickle, no code. Loading rebuilds the
-architecture, swaps in layers that compute on the packed tensors (see `razor.quant.coded`), and gives the logits of
-the trained student bit for bit.
+`AutoModelForImageClassification`, of one with towers `AutoModelForMultimodalLM`) and `pipeline` load it. No pickle,
+no code. Loading rebuilds the architecture, swaps in layers that compute on the packed tensors (see
+`razor.quant.coded`), and gives the logits of the trained student bit for bit.
 """
 
 from __future__ import annotations

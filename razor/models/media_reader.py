@@ -1,9 +1,9 @@
 """A question with images and sound, as the tokens and numbers that a model reads.
 
-The tokenizer's chat template says where an image or a recording stands and puts one token there. Its tower makes many
-vectors of it, so that token is repeated as often: for an image as its grid of patches, merged, tells; for a recording
-as the audio tower itself tells from the number of its frames. What the answer's tokens are follows from tokenizing
-the question alone as well.
+The tokenizer's chat template says where an image or a recording stands and puts one token there. Its tower makes
+many vectors of it, so that token is repeated as often: for an image as its grid of patches, merged, tells; for a
+recording as the audio tower itself tells from the number of its frames. What the answer's tokens are follows from
+tokenizing the question alone as well.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class MediaReader:
         prompt = self._tokens(asked, True)
         whole = self._tokens([*asked, {"role": "assistant", "content": answer}], False)
         if whole[: len(prompt)] != prompt:
-            raise RazorError(f"The chat template of model={self.name} changes a question once it is answered.")
+            raise RazorError(
+                f"The chat template of model={self.name} changes a question once it is answered."
+            )
         media: dict[str, Tensor] = {}
         repeats = {IMAGE: self._images(images, media), AUDIO: self._sounds(sounds, media)}
         tokens, kinds = self._repeated(whole, repeats)
@@ -107,8 +109,8 @@ class MediaReader:
         found = processor(images=list(images), return_tensors="pt")
         if "image_grid_thw" not in found or not hasattr(processor, "merge_size"):
             raise RazorError(
-                f"{type(processor).__name__} does not tell the grid of an image's patches (image_grid_thw), by which "
-                "Razor counts its tokens."
+                f"{type(processor).__name__} does not tell the grid of an image's patches (image_grid_thw), by "
+                "which Razor counts its tokens."
             )
         media |= {name: found[name] for name in ("pixel_values", "image_grid_thw")}
         return (found["image_grid_thw"].prod(1) // processor.merge_size**2).tolist()
@@ -137,7 +139,9 @@ class MediaReader:
         for token in tokens:
             kind = marks.get(token, 0)
             if kind and not left[kind]:
-                raise RazorError(f"A question to model={self.name} holds the mark of an image or a sound itself.")
+                raise RazorError(
+                    f"A question to model={self.name} holds the mark of an image or a sound itself."
+                )
             count = left[kind].pop(0) if kind else 1
             found += [token] * count
             kinds += [kind] * count

@@ -1,7 +1,8 @@
 """What makes numbers of images and sound: Transformers' image processors and feature extractors.
 
-They are taken one by one, as `preprocessor_config.json` describes them, and not as the `Processor` of a model, which
-cannot be made where torchvision is missing. A model without files of its own (random weights) states them in its YAML:
+They are taken one by one, as `preprocessor_config.json` describes them, and not as the `Processor` of a model,
+which cannot be made where torchvision is missing. A model without files of its own (random weights) states them in
+its YAML:
 
     processors:
       image: {image_processor_type: Qwen2VLImageProcessorPil, patch_size: 4, merge_size: 2}

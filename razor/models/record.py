@@ -53,7 +53,8 @@ def record(model: PreTrainedModel, batch: Samples, needs: Needs | None = None) -
 def check_reads(model: PreTrainedModel, batch: Samples) -> None:
     """Raise RazorError unless a model reads what a batch is made of: tokens, pixels, or tokens and media."""
     reads: Task = "images" if reads_images(model) else task_of(model.config)
-    given = "images" if isinstance(batch, ImageBatch) else "media" if isinstance(batch, MediaBatch) else "text"
+    kinds: dict[type, Task] = {ImageBatch: "images", MediaBatch: "media"}
+    given = kinds.get(type(batch), "text")
     if reads != given:
         raise RazorError(f"{type(model).__name__} reads {reads}, and the batch is of {given}.")
 

@@ -1,8 +1,8 @@
 """What a model that sees or hears is called with, and what its towers leave behind.
 
 The model runs whole below its head, as anybody would call it: its towers first, whose vectors take the place of the
-tokens held free for them, then the decoder. Where each token stands in an image is worked out by the model itself. A
-tower reads all images (or recordings) of a batch at once, so what a layer of it leaves is recorded as one row of
+tokens held free for them, then the decoder. Where each token stands in an image is worked out by the model itself.
+A tower reads all images (or recordings) of a batch at once, so what a layer of it leaves is recorded as one row of
 places.
 """
 
@@ -96,7 +96,8 @@ def _keep(kept: dict[tuple[str, int], Tensor], name: str, index: int) -> Any:
             state = inputs[0] if inputs else found["hidden_states"]
         elif hasattr(found, "last_hidden_state"):
             state, merged = found.last_hidden_state, getattr(found, "pooler_output", None)
-            if merged is not None and merged.ndim == state.ndim:  # places put together, not an image in one vector
+            # places put together, not an image in one vector
+            if merged is not None and merged.ndim == state.ndim:
                 state = merged
         else:
             state = found[0] if isinstance(found, tuple) else found

@@ -2,10 +2,11 @@
 
 Plans, sizes, recordings and sharding ask here, so that nobody else knows what the classes of Transformers call
 their parts. Two kinds of models are known. A *causal language model* looks up tokens and ends in a head over the
-vocabulary; if it also sees or hears, there are *towers* beside its decoder, which turn images and sound into vectors
-that take the place of tokens. An *image classifier* (its `main_input_name` is `pixel_values`) has a body under the name that its class
-gives (`base_model_prefix`), layers or stages in a ModuleList of the body or of the body's encoder, and a
-`classifier` that ends in a linear layer; the convolutions before the layers read the image, as they do in a tower.
+vocabulary; if it also sees or hears, there are *towers* beside its decoder, which turn images and sound into
+vectors that take the place of tokens. An *image classifier* (its `main_input_name` is `pixel_values`) has a body
+under the name that its class gives (`base_model_prefix`), layers or stages in a ModuleList of the body or of the
+body's encoder, and a `classifier` that ends in a linear layer; the convolutions before the layers read the image,
+as they do in a tower.
 """
 
 from __future__ import annotations

@@ -150,9 +150,7 @@ def stored_parameters(model: nn.Module, plan: Plan) -> list[StoredParameter]:
             site, format = planned[key]
             part, seen = "embedding" if key in embeddings else "linear", site.shape
         size = sizes(format, seen)
-        stored.append(
-            StoredParameter(first, tuple(others), shape, seen, part, format, size, towers.get(key))
-        )
+        stored.append(StoredParameter(first, tuple(others), shape, seen, part, format, size, towers.get(key)))
     return stored
 
 

@@ -1,7 +1,7 @@
 """What a model asks of any recipe: matrices that the recipe's group does not divide.
 
-A model's YAML names one group for all its formats (`model.group`). Where a matrix has a width that this does not divide,
-3,420 inputs and groups of 32, the YAML says so once, and every recipe, of any width, follows:
+A model's YAML names one group for all its formats (`model.group`). Where a matrix has a width that this does not
+divide, 3,420 inputs and groups of 32, the YAML says so once, and every recipe, of any width, follows:
 
     exceptions:
       "*.mlp.down_proj": {group: 36}
@@ -53,5 +53,7 @@ class ModelException:
 
 
 def _regrouped(spec: Mapping[str, Any], group: int | str) -> dict[str, Any]:
-    inner = {key: _regrouped(value, group) if isinstance(value, Mapping) else value for key, value in spec.items()}
+    inner = {
+        key: _regrouped(value, group) if isinstance(value, Mapping) else value for key, value in spec.items()
+    }
     return inner | ({"group": group} if "group" in spec else {})

@@ -40,8 +40,8 @@ class QuantRecipe:
             several match, the last one counts. Routers of experts and other weights that are no layers keep
             `rest`'s format unless a pattern matches nothing else.
         exclude: patterns of modules that are not compressed: weights in `rest`'s format, inputs left alone.
-        exceptions: of the model rather than of the recipe, by pattern, a `ModelException` or a mapping of its fields:
-            other groups where the model's own divides no row. They come before `overrides`.
+        exceptions: of the model rather than of the recipe, by pattern, a `ModelException` or a mapping of its
+            fields: other groups where the model's own divides no row. They come before `overrides`.
 
     Raises:
         RazorError: what is no format, or not an override.

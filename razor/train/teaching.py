@@ -113,7 +113,7 @@ class Teaching:
         return nn.Module.to(self.teacher.load(self.settings.dtype), self.settings.device)
 
     def corpus(self) -> Corpus:
-        """The text, written by the teacher if the source wants that, or the images or both; without cached targets."""
+        """The text, written by the teacher if the source wants that, images or both; without cached targets."""
         return self.source.corpus(
             Wanted(
                 tokenizer=self.model.tokenizer(),

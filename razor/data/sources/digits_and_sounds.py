@@ -1,9 +1,9 @@
 """Real images and real sound that come inside Python packages, with a question on both.
 
-The images are scikit-learn's handwritten digits (see `digits`); the sound is cut out of recordings that gradio brings
-along for its demonstrations: a saxophone, a band, and one named only `recording1`. Each question shows a digit and
-lets hear a piece of a recording, and the answer names both. It is no benchmark: it makes a model look and listen, so
-that a run with all its towers can be tried without a download.
+The images are scikit-learn's handwritten digits (see `digits`); the sound is cut out of recordings that gradio
+brings along for its demonstrations: a saxophone, a band, and one named only `recording1`. Each question shows a
+digit and lets hear a piece of a recording, and the answer names both. It is no benchmark: it makes a model look and listen,
+so that a run with all its towers can be tried without a download.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class DigitsAndSounds(MediaSource):
             raise RazorError("data=digits_and_sounds shows digits out of a package: pip install scikit-learn")
         if self.seconds and not all(_file(name).is_file() for name in RECORDINGS):
             raise RazorError(
-                "data=digits_and_sounds cuts its sound out of recordings that come with gradio: pip install 'gradio>=6,<7', "
-                "or data.source.seconds=0 for images alone."
+                "data=digits_and_sounds cuts its sound out of recordings that come with gradio: "
+                "pip install 'gradio>=6,<7', or data.source.seconds=0 for images alone."
             )
 
     def questions(self) -> Iterator[Question]:  # noqa: D102 - see MediaSource
