@@ -1,7 +1,7 @@
 """Products of bfloat16 matrices on this CPU: torch's own beside `razor.half_products`, and beside fp32.
 
 A round: each side in a process of its own, one after the other, multiplies `rows` inputs by the seven matrices of
-a decoder layer of SmolLM2-135M, forward and backward. On a CPU with instructions for bfloat16 both sides are torch's.
+a decoder layer of SmolLM2-135M, forward and backward. With instructions for bfloat16 both sides are torch's.
 
     python benchmarks/half_products.py [rows=512] [rounds=5] [threads=1]
 

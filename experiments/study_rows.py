@@ -97,7 +97,20 @@ def hardware(cells: Sequence[Cell]) -> str:
         for c in cells
         if c["hardware"]
     }
-    return "; ".join(f"{device}: {name}, {cores} cores" for device, name, cores in sorted(found))
+    machines = "; ".join(f"{device}: {name}, {cores} cores" for device, name, cores in sorted(found))
+    return machines + _texts(cells)
+
+
+def _texts(cells: Sequence[Cell]) -> str:
+    """Says so if cells were scored on different texts: what a teacher writes is not the same on every processor."""
+    lengths = [cell["held_out"]["tokens"] for cell in cells if cell.get("held_out")]
+    counts = {length: lengths.count(length) for length in lengths if length}
+    if len(counts) < 2:
+        return ""
+    told = ", ".join(f"{count} of {length:,} tokens" for length, count in sorted(counts.items()))
+    return (
+        f"; held-out text: {told}: written by the same teacher on different processors, so not quite the same"
+    )
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:

@@ -21,6 +21,13 @@ from typing import Any
 SWITCH = "RAZOR_HALF_PRODUCTS"
 FEW = 3
 """Rows of the left factor up to which torch's own kernel is as fast."""
+FORMS = {
+    "mm": ("mm", "mm.out"),
+    "bmm": ("bmm", "bmm.out"),
+    "addmm": ("addmm", "addmm.out", "addmm_"),
+    "baddbmm": ("baddbmm", "baddbmm.out", "baddbmm_"),
+}
+"""Products, and the ways to ask for each."""
 
 _libraries: list[Any] = []
 
@@ -42,23 +49,36 @@ def install() -> bool:
         _libraries.append(library)  # kernels live as long as it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch tells that a kernel is replaced, which is the purpose
-            for name in ("mm", "bmm", "addmm", "baddbmm"):
-                own = torch.library.get_kernel(f"aten::{name}", "CPU")
-                library.impl(name, _widened(own), "CPU", with_keyset=True)
+            for name, forms in FORMS.items():
+                functional = torch.library.get_kernel(f"aten::{name}", "CPU")
+                for form in forms:
+                    own = torch.library.get_kernel(f"aten::{form}", "CPU")
+                    library.impl(form, _widened(functional, own, form.endswith("_")), "CPU", with_keyset=True)
     return bool(_libraries)
 
 
-def _widened(own: Any) -> Any:
-    """The kernel `own` in fp32 for 16-bit factors of more than a few rows, and itself for all else."""
+def _widened(functional: Any, own: Any, in_place: bool) -> Any:
+    """The kernel `own` in fp32 for 16-bit factors of more than a few rows, and itself for all else.
+
+    Args:
+        functional: the kernel of that product that gives a new tensor.
+        own: it, or the one that writes into `out`, or into the first argument.
+        in_place: the last of these.
+    """
     import torch
 
     half = (torch.bfloat16, torch.float16)
 
-    def product(keys: Any, *numbers: Any, **factors: Any) -> Any:
+    def product(keys: Any, *numbers: Any, out: Any = None, **factors: Any) -> Any:
         left = numbers[-2]  # the last but one in all four: (self, mat2), (input, mat1, mat2)
         if left.dtype not in half or left.shape[-2] <= FEW:
-            return own.call_boxed(keys, *numbers, **factors)
-        wide = [number.float() for number in numbers]
-        return own.call_boxed(keys, *wide, **factors).to(left.dtype)
+            return own.call_boxed(keys, *numbers, **factors, **({} if out is None else {"out": out}))
+        found = functional.call_boxed(keys, *(number.float() for number in numbers), **factors)
+        target = numbers[0] if in_place else out
+        if target is None:
+            return found.to(left.dtype)
+        if target.shape != found.shape:
+            target.resize_(found.shape)
+        return target.copy_(found)
 
     return product

@@ -35,6 +35,19 @@ for kind, unit in ((torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11), (torch.
         assert found.dtype is kind and found.shape == exact.shape
         # one rounding of the result, and what a sum of this length may lose in fp32
         assert ((found.double() - exact).abs() <= unit * exact.abs() + 1e-4).all(), (kind, exact.shape)
+    into, base = torch.empty(33, 20).to(kind), torch.randn(33, 20).to(kind)
+    again = base.clone()
+    again.addmm_(a, b.T, beta=-1, alpha=2)
+    for found, exact in (
+        (torch.mm(a, b.T, out=into), a.double() @ b.double().T),
+        (torch.addmm(base, a, b.T, beta=-1, alpha=2, out=torch.empty(0).to(kind)),
+         2 * a.double() @ b.double().T - base.double()),
+        (again, 2 * a.double() @ b.double().T - base.double()),
+        (stack[:, :, :9].clone().baddbmm_(stack, other),
+         stack[:, :, :9].double() + torch.bmm(stack.double(), other.double())),
+    ):
+        assert found.dtype is kind and ((found.double() - exact).abs() <= unit * exact.abs() + 1e-4).all()
+    assert torch.equal(into, a @ b.T)
     left, right = a.clone().requires_grad_(), b.clone().requires_grad_()
     (left @ right.T).sum().backward()
     assert left.grad.dtype is kind

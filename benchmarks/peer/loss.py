@@ -14,6 +14,7 @@ from edgerazor import EdgeRazor
 from torch import Tensor
 
 from peer.head import Head, measured
+from peer.products import same_products
 from peer.sides import serve, versions
 
 LOSS = {
@@ -42,4 +43,5 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    same_products()
     serve(prepare)

@@ -28,6 +28,7 @@ from edgerazor import EdgeRazor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peer.configuration import configuration
+from peer.products import same_products
 from peer.sides import serve, versions
 
 
@@ -65,4 +66,5 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    same_products()
     serve(prepare)

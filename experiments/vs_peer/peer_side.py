@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peer.products import same_products
 from safetensors.torch import load_file, save_file
 from side_models import Models, Rows, made, micro_batches
 from side_scoring import Expected, kv_effect, score
@@ -116,4 +117,5 @@ def save(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 if __name__ == "__main__":
+    same_products()
     main(json.loads(Path(sys.argv[1]).read_text()))

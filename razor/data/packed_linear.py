@@ -3,11 +3,12 @@
 oneDNN, the library behind bf16 products on a CPU, computes on blocks of a weight and, given a plain matrix, lays
 it out in blocks at every call. For one token of each of 32 texts that takes about as long as a third of the
 product itself. While a teacher writes its weights stay as they are, so the blocks can be made once. The operators
-are those that PyTorch's own compiler uses for frozen weights.
+are those that PyTorch's own compiler uses for frozen weights. On a processor without bf16 products go through fp32
+(`razor/half_products.py`), and what is made once is the widened weight.
 
 **Same numbers.** The order of additions is the same, and so is every bit: that is checked here, on this machine,
 for each shape of weight, before it is relied on. Whatever does not pass keeps the plain product: other dtypes,
-other devices, processors without bf16, layers of other kinds.
+other devices, layers of other kinds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from razor.half_products import FEW, slow
 
 MOST_BYTES = 4e9
 """Models with larger weights are left alone: the blocks are a second copy of them."""
@@ -39,7 +42,7 @@ def packed_linears(model: nn.Module) -> Iterator[int]:
         How many layers are packed.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _eligible(layer)]
-    if sum(layer.weight.nbytes for layer in layers) > MOST_BYTES:
+    if sum(layer.weight.nbytes for layer in layers) * (2 if slow() else 1) > MOST_BYTES:
         layers = []
     same: dict[tuple[int, ...], bool] = {}
     packed: list[nn.Linear] = []
@@ -59,23 +62,35 @@ def packed_linears(model: nn.Module) -> Iterator[int]:
 
 
 def _eligible(layer: nn.Linear) -> bool:
-    """A plain linear layer, in bf16, on a CPU that multiplies bf16."""
+    """A plain linear layer, in bf16, on a CPU."""
     return (
         type(layer) is nn.Linear
         and "forward" not in vars(layer)
         and layer.weight.device.type == "cpu"
         and layer.weight.dtype is torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
 def _packed_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    if slow():
+        return _widened_forward(layer)
     weight: Any = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
     bias, product = layer.bias, torch.ops.mkldnn._linear_pointwise
 
     def forward(input: Tensor) -> Tensor:
         return product(input, weight, bias, "none", [], "")
+
+    return forward
+
+
+def _widened_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    wide = layer.weight.detach().float()
+    bias = None if layer.bias is None else layer.bias.detach().float()
+
+    def forward(input: Tensor) -> Tensor:
+        if input.numel() <= FEW * input.shape[-1]:
+            return nn.functional.linear(input, layer.weight, layer.bias)
+        return nn.functional.linear(input.float(), wide, bias).to(input.dtype)
 
     return forward
 

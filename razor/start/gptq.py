@@ -5,11 +5,12 @@ through the student, decoder layer by decoder layer: the inputs of a linear laye
 before it make of the text, with activations, keys and values quantized as in training; and its weights are rounded
 column by column, each making up for the errors before it (`solve.py`). Nothing is trained, no gradient is taken.
 
-Two things are added to the paper's method. *It aims at the model before quantization*: what a layer should give
+Three things are added to the paper's method. *It aims at the model before quantization*: what a layer should give
 is W V, with V the inputs that the 16-bit model has there, and not W X, with X the student's own, which the layers
 before have spoilt already. The weights that come nearest to that on X are W + W (V - X) X^T (X X^T)^-1, and these
 are rounded (the aim of GPTAQ, arXiv 2504.02692, reached in another way). *Scales are found once more* when all
-codes are known. Both matter at very few bits (docs/start.md).
+codes are known. And *codes are visited again*, each set to the best one given all others (`polish.py`). All three
+matter at very few bits (docs/start.md).
 
 The result is a student like any other, codes and scales held by latent weights and learned scales (`holding.py`):
 to be packed as it is, or trained from there.
@@ -35,7 +36,8 @@ from razor.spec import read
 from razor.start.holding import holding
 from razor.start.layer_inputs import LayerInputs
 from razor.start.linears import by_group, formats_of, linears_of
-from razor.start.solve import inverse_factor, refitted, solve
+from razor.start.polish import polished
+from razor.start.solve import Part, Solved, inverse_factor, refitted, solve
 from razor.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class GPTQ:
         follow: how far to aim from a layer's own outputs (0, the paper's GPTQ) at those of the model before
             quantization (1).
         refit: whether scales are found once more for the codes that came of it.
+        passes: over all codes afterwards, each set to the best given the others, and scales again; 0: none.
         damping: added to the diagonal of a Gram matrix, in units of its mean.
         block: columns whose errors are handed on together.
         lr_multiplier: learning rate of scales that become parameters for it, in units of the weights'.
@@ -99,6 +102,7 @@ class GPTQ:
         rows: int = 64,
         follow: float = 1.0,
         refit: bool = True,
+        passes: int = 4,
         damping: float = 0.01,
         block: int = 128,
         lr_multiplier: float = 10.0,
@@ -111,6 +115,9 @@ class GPTQ:
                 raise RazorError(f"start.{key}={number} must be above 0.")
         if not 0 <= read(float, follow, "start.follow") <= 1:
             raise RazorError(f"start.follow={follow} must lie in 0..1.")
+        if read(int, passes, "start.passes") < 0:
+            raise RazorError(f"start.passes={passes} must be 0 or more.")
+        self.passes = passes
         self.rows, self.follow, self.refit = rows, float(follow), read(bool, refit, "start.refit")
         self.damping, self.block, self.lr_multiplier = float(damping), block, float(lr_multiplier)
 
@@ -192,15 +199,23 @@ class GPTQ:
                 target, parts, plain = together.weight, together.parts, together.plain
                 if drift is not None:
                     target = target + self.follow * target @ drift @ factor.T @ factor
-                solved = solve(target, parts, factor, self.block)
-                if self.refit:
-                    solved = refitted(target, solved, parts, gram)
+                solved = self._solved(target, parts, gram, factor)
                 together.hold(solved)
                 errors.append(
                     tuple(_energy(target - x, gram) / _energy(target, gram) for x in (solved.values, plain))
                 )
             wanted.pop(names[0], None)
         return errors  # type: ignore[return-value]
+
+    def _solved(self, target: Tensor, parts: Sequence[Part], gram: Tensor, factor: Tensor) -> Solved:
+        """Codes and scales of one matrix."""
+        found = solve(target, parts, factor, self.block)
+        for visit in range(self.passes + 1):
+            if visit:
+                found = polished(target, found, parts, gram, self.damping, self.block)
+            if self.refit:
+                found = refitted(target, found, parts, gram)
+        return found
 
 
 def _energy(matrix: Tensor, gram: Tensor) -> float:

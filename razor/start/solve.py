@@ -65,7 +65,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     exact = (gram if gram.device.type != "mps" else gram.cpu()).double()
     mean = float(exact.diagonal().mean())
     eye = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
-    exact = exact + eye * (damping * mean or 1.0)
+    exact = damped(exact, damping)
     # With the order of columns turned round, a lower factor L L^T is an upper one, R R^T; and (R R^T)^-1 = U^T U
     # for U = R^-1.
     lower, failed = torch.linalg.cholesky_ex(exact.flip(0, 1))
@@ -76,6 +76,20 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
         )
     upper = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
     return upper.float().to(gram.device)
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """The Gram matrix with a part of its mean diagonal added there; the identity, if it is zero."""
+    added = float(gram.diagonal().mean()) * damping or 1.0
+    return gram + added * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def bounds_of(parts: Sequence[Part], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[rows] lowest and [rows] highest code of a matrix's rows."""
+    lowest, highest = weight.new_zeros(len(weight)), weight.new_zeros(len(weight))
+    for part in parts:
+        lowest[part.rows], highest[part.rows] = float(part.format.lowest), float(part.format.highest)
+    return lowest, highest
 
 
 def solve(weight: Tensor, parts: Sequence[Part], factor: Tensor, block: int) -> Solved:
@@ -91,12 +105,9 @@ def solve(weight: Tensor, parts: Sequence[Part], factor: Tensor, block: int) -> 
     group = parts[0].format.group
     size = columns if not isinstance(group, int) else group
     turned, values = weight.T.contiguous(), weight.new_empty(columns, rows)
-    lowest, highest, shift = (weight.new_zeros(rows) for _ in range(3))
-    for part in parts:
-        for bound, own in ((lowest, part.format.lowest), (highest, part.format.highest)):
-            bound[part.rows] = float(own)
+    lowest, highest = bounds_of(parts, weight)
     scales, shifts = [], []
-    scale = shift
+    scale = shift = lowest
     for start, stop in _spans(columns, size, block):
         errors = weight.new_empty(stop - start, rows)
         for column in range(start, stop):
