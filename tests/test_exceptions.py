@@ -44,4 +44,6 @@ def test_what_is_wrong_is_said() -> None:
     with pytest.raises(RazorError, match=r"quant.exceptions.odd: this exception changes nothing"):
         QuantRecipe("x", Integer(4, 8), Integer(4, 8), None, None, exceptions={"odd": {}})
     with pytest.raises(RazorError, match=r"quant.exceptions.nobody: 'nobody' matches no module"):
-        QuantRecipe("x", Integer(4, 4), Integer(4, 4), None, None, exceptions={"nobody": {"group": 4}}).plan(Net())
+        QuantRecipe("x", Integer(4, 4), Integer(4, 4), None, None, exceptions={"nobody": {"group": 4}}).plan(
+            Net()
+        )

@@ -69,7 +69,7 @@ class MediaRows:
         chosen = [self.read[index] for index in indices]
         length = max(len(one.tokens) for one in chosen)
         rows = [_row(one, owner, length, self.pad_id) for owner, one in enumerate(chosen)]
-        columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        columns: Any = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         names = dict.fromkeys(name for one in chosen for name in one.media)
         media = {name: _together([one.media[name] for one in chosen if name in one.media]) for name in names}
         return MediaBatch(**columns, media=media)

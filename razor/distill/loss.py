@@ -163,7 +163,8 @@ class LayerLoss(nn.Module, ABC):
         """What to record so that these layers can be compared."""
         if self.tower is not None:
             return Needs(towers=frozenset((self.tower, layer) for layer in layers))
-        return Needs(**{self.record: frozenset(layers)})
+        wanted: Any = {self.record: frozenset(layers)}
+        return Needs(**wanted)
 
     def recorded(self, trace: Trace) -> Mapping[int, Any]:
         """What a pass left of this loss's layers, by layer."""

@@ -181,7 +181,7 @@ class QuantRecipe:
                     format = chosen.get(name, (None,))[0]
                     if format is not None:
                         made.setdefault(id(format), other.applied(format, at))
-                        chosen[name] = made[id(format)], at  # type: ignore[assignment]
+                        chosen[name] = made[id(format)], at
                 if other.inputs == "none" and name in inputs:
                     inputs[name] = None, at
 

@@ -89,7 +89,10 @@ def test_tokens_are_held_free_as_the_towers_make_them(rows: MediaRows) -> None:
     assert int((one.kinds == IMAGE).sum()) == 4  # 16 x 16 pixels: 4 x 4 patches, merged by 2 x 2
     frames = int(one.media["feature_attention_mask"].sum())
     assert int((one.kinds == AUDIO).sum()) == ((frames - 1) // 2 + 1 - 2) // 2 + 1
-    assert rows.batch([0, 1]).media["pixel_values"].shape[0] == 32 and rows.digest() != MediaRows([one], 256).digest()
+    assert (
+        rows.batch([0, 1]).media["pixel_values"].shape[0] == 32
+        and rows.digest() != MediaRows([one], 256).digest()
+    )
 
 
 def test_a_reader_says_what_it_cannot(omni: Any, monkeypatch: pytest.MonkeyPatch) -> None:

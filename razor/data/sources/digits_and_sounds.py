@@ -2,8 +2,8 @@
 
 The images are scikit-learn's handwritten digits (see `digits`); the sound is cut out of recordings that gradio
 brings along for its demonstrations: a saxophone, a band, and one named only `recording1`. Each question shows a
-digit and lets hear a piece of a recording, and the answer names both. It is no benchmark: it makes a model look and listen,
-so that a run with all its towers can be tried without a download.
+digit and lets hear a piece of a recording, and the answer names both. It is no benchmark: it makes a model look and
+listen, so that a run with all its towers can be tried without a download.
 """
 
 from __future__ import annotations
