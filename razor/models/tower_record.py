@@ -37,23 +37,25 @@ def media_inputs(model: PreTrainedModel, batch: MediaBatch) -> dict[str, Any]:
 
 
 def tower_shapes(model: PreTrainedModel) -> dict[str, Shape]:
-    """What losses have to know of the towers of a model; it may be on the meta device.
+    """What losses have to know of the towers of a model that are built as Razor knows; on the meta device, too.
 
     Their attention is called once for each image, so its inputs are not recorded.
     """
     found = {}
     for name, tower in towers_of(model).items():
         config: Any = tower.config
-        layers, width = len(tower_layers(tower)), config.hidden_size
+        layers, width, given = tower_layers(tower), getattr(config, "hidden_size", None), _given_width(tower)
+        if layers is None or width is None or given is None:
+            continue
         heads = getattr(config, "num_attention_heads", 0)
         found[name] = Shape(
             name=f"the {name} tower of {type(model).__name__}",
-            layers=layers,
+            layers=len(layers),
             width=width,
             heads=heads,
             kv_heads=heads,
             head_dim=width // max(1, heads),
-            widths=(*[width] * layers, _given_width(tower)),
+            widths=(*[width] * len(layers), given),
         )
     return found
 
@@ -71,6 +73,7 @@ def recorded_towers(
     towers, handles = towers_of(model) if wanted else {}, []
     for name, index in wanted:
         tower, layers = towers[name], tower_layers(towers[name])
+        assert layers is not None  # or it has no shape, and no loss could ask
         keep = _keep(kept, name, index)
         if index == 0:
             handles.append(layers[0].register_forward_pre_hook(keep, with_kwargs=True))
@@ -106,7 +109,7 @@ def _keep(kept: dict[tuple[str, int], Tensor], name: str, index: int) -> Any:
     return hook
 
 
-def _given_width(tower: nn.Module) -> int:
+def _given_width(tower: nn.Module) -> int | None:
     """Width of what a tower gives the decoder: its last linear layer's."""
     linear = [module for module in tower.modules() if isinstance(module, nn.Linear)]
-    return linear[-1].out_features
+    return linear[-1].out_features if linear else None

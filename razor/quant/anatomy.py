@@ -11,6 +11,7 @@ as they do in a tower.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -73,20 +74,19 @@ def towers_of(model: nn.Module) -> dict[str, nn.Module]:
     return {name: tower for name, tower in found.items() if id(tower) not in whole}
 
 
-def tower_layers(tower: nn.Module) -> nn.ModuleList:
-    """The layers of a tower, in order.
+def tower_layers(tower: nn.Module) -> nn.ModuleList | None:
+    """The layers of a tower, in order; None if they are nowhere that Razor looks, and no loss asks for them then."""
+    return _found((tower, getattr(tower, "encoder", None)), STAGES)
 
-    Raises:
-        RazorError: they are nowhere that Razor looks.
-    """
-    return _list_of(tower, {"tower": tower, "tower.encoder": getattr(tower, "encoder", None)}, STAGES)
+
+def _found(owners: Iterable[Any], names: tuple[str, ...]) -> nn.ModuleList | None:
+    lists = (getattr(owner, name, None) for owner in owners for name in names)
+    return next((found for found in lists if isinstance(found, nn.ModuleList)), None)
 
 
 def _list_of(model: nn.Module, owners: dict[str, Any], names: tuple[str, ...]) -> nn.ModuleList:
-    for owner in owners.values():
-        for name in names:
-            if isinstance(layers := getattr(owner, name, None), nn.ModuleList):
-                return layers
+    if (layers := _found(owners.values(), names)) is not None:
+        return layers
     places = ", ".join(f"{owner}.{name}" for owner in owners for name in names)
     raise RazorError(f"{type(model).__name__} keeps its layers where Razor does not look ({places}).")
 
@@ -112,7 +112,8 @@ def entrance_of(model: nn.Module) -> list[nn.Module]:
     if reads_images(model):
         bodies = [(body_of(model), layers_of(model))]
     else:
-        bodies = [(tower, tower_layers(tower)) for tower in towers_of(model).values()]
+        found = ((tower, tower_layers(tower)) for tower in towers_of(model).values())
+        bodies = [(tower, layers) for tower, layers in found if layers is not None]
     inside = {id(part) for _, layers in bodies for part in layers.modules()}
     parts = [part for body, _ in bodies for part in body.modules()]
     return [part for part in parts if isinstance(part, _ConvNd) and id(part) not in inside]
