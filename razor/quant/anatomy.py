@@ -75,7 +75,7 @@ def towers_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def tower_layers(tower: nn.Module) -> nn.ModuleList | None:
-    """The layers of a tower, in order; None if they are nowhere that Razor looks, and no loss asks for them then."""
+    """The layers of a tower, in order; None if they are nowhere that Razor looks: then no loss asks for them."""
     return _found((tower, getattr(tower, "encoder", None)), STAGES)
 
 
