@@ -99,7 +99,7 @@ def test_a_reader_says_what_it_cannot(omni: Any, monkeypatch: pytest.MonkeyPatch
     seeing = MediaReader(source_of("tiny_qwen3_vl"))
     with pytest.raises(RazorError, match="tiny_qwen3_vl hears nothing"):
         DigitsAndSounds._read(seeing, Question("?", "!", (), [(16000, torch.zeros(9).numpy())]), 99)
-    with pytest.raises(RazorError, match="tokens with its images and sound, and data.sequence_length is 9"):
+    with pytest.raises(RazorError, match=r"tokens with its images and sound, and data\.sequence_length is 9"):
         DigitsAndSounds._read(seeing, Question("?", "!"), 9)
     with pytest.raises(RazorError, match="holds the mark of an image or a sound itself"):
         seeing("<|image_pad|>?", "!", [], [])
