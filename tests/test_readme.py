@@ -46,6 +46,18 @@ TINY_IMAGES = {
     "trainer.max_steps": "1",
     "logger": "none",
 }
+TINY_MEDIA = {
+    "model": "tiny_omni",
+    "data.source.questions": "12",
+    "data.source.size": "16",
+    "data.source.seconds": "0.2",
+    "data.rows_per_batch": "2",
+    "data.held_out": "2",
+    "trainer": "cpu",
+    "trainer.compute_dtype": "float32",
+    "trainer.max_steps": "1",
+    "logger": "none",
+}
 DROPPED = {"trainer.max_minutes", "trainer.accelerator", "experiment"}
 REPLACED = ("model.", "evals.", "logger.")
 
@@ -128,6 +140,14 @@ def made_tiny(words: list[str], place: Place) -> list[str]:
         kept = {key: value for key, value in kept.items() if not key.startswith("data")}
     if given.get("experiment", "").startswith("vision/"):
         return [f"{key}={value}" for key, value in (kept | TINY_IMAGES).items()]
+    if given.get("experiment", "").startswith("media/"):
+        own = {
+            key: value
+            for key, value in given.items()
+            if key in ("experiment", "model", "distill.weights.audio")
+        }
+        seconds = {key: given[key] for key in ("data.source.seconds",) if key in given}
+        return [f"{key}={value}" for key, value in (TINY_MEDIA | own | seconds).items()]
     tiny = dict(TINY)
     if given.get("trainer") in ("ddp", "fsdp2"):
         tiny |= {"trainer": given["trainer"], "trainer.accelerator": "cpu", "trainer.devices": "2"}

@@ -36,8 +36,8 @@ class Automatic:
         name: for tables and file names.
         budget: how much.
         options: names of the formats that a matrix may have.
-        embedding, activations, kv_cache, head, rest, overrides, exclude: see `QuantRecipe`; weights that a pattern
-            names are not decided.
+        embedding, activations, kv_cache, head, rest, overrides, exclude, exceptions: see `QuantRecipe`; weights
+            that a pattern names are not decided.
         unit: of the budget, see `Budget`.
         granularity: "matrix", "row" (two formats may share a matrix) or "block" (a decoder layer has one).
         fits: "any", or "gguf": only what a GGUF type holds exactly, at that type's bits.
@@ -75,6 +75,7 @@ class Automatic:
         swaps: int = 0,
         check: int = 16,
         seed: int = 0,
+        exceptions: Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.budget = name, Budget(budget, unit)
         self.options = list(dict.fromkeys(read(Sequence[str], options, "options")))
@@ -104,7 +105,7 @@ class Automatic:
         self.rows, self.kl_rows, self.swaps, self.check, self.seed = rows, kl_rows, swaps, check, seed
         self._open = Float16()  # this very object marks what is to be decided
         self._recipe = QuantRecipe(
-            name, self._open, embedding, activations, kv_cache, head, rest, overrides, exclude
+            name, self._open, embedding, activations, kv_cache, head, rest, overrides, exclude, exceptions
         )
 
     def space(self, model: PreTrainedModel, options: Mapping[str, Format], fit: Fit | None = None) -> Space:

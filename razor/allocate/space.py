@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from razor.errors import RazorError
 from razor.models import layers_of
@@ -227,7 +227,7 @@ def _size(format: Format, shape: tuple[int, ...], fit: Fit | None) -> Size:
 def _settled(model: PreTrainedModel, base: Plan, undecided: set[int], fit: Fit | None) -> ModelSize:
     """Size of what is not to be decided: the rest of `measure`, or of a GGUF file's tensors."""
     own = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    parts = {"linear": Size(), "embedding": Size(), "rest": Size()}
+    parts: Any = {"linear": Size(), "embedding": Size(), "rest": Size()}
     for stored in stored_parameters(model, base):
         if own[stored.name] in undecided:
             continue

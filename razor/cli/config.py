@@ -39,6 +39,10 @@ def composed(verb: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
+STATED = ("architecture", "processors")
+"""What a model's YAML says of the model itself, with weights or without."""
+
+
 def model_source(config: DictConfig) -> Any:
     """The model source of a config: its own, or random weights in its architecture."""
     from razor.models import RandomModel
@@ -47,7 +51,10 @@ def model_source(config: DictConfig) -> Any:
     if model.weights == "random":
         if model.architecture is None:
             raise RazorError(f"model.weights=random needs an architecture, which model={model.name} lacks.")
-        return RandomModel(model.name, OmegaConf.to_container(model.architecture, resolve=True))  # type: ignore[arg-type]
+        fields: Any = {
+            key: OmegaConf.to_container(model[key], resolve=True) for key in STATED if model.get(key)
+        }
+        return RandomModel(model.name, **fields)
     if model.weights != "pretrained":
         raise RazorError(f"model.weights='{model.weights}'. Choices: pretrained, random.")
     return build(model.source)

@@ -97,10 +97,13 @@ def _check_text(name: str, config: Any) -> None:
     """Raise RazorError for a model that benchmarks of text cannot ask."""
     from razor.models import task_of
 
-    if task_of(config) != "text":
+    task = task_of(config)
+    if task == "images":
         raise RazorError(
             f"'{name}' is an image classifier: its scores are in the report of its run (evals=classification)."
         )
+    if task == "media":
+        raise RazorError(f"'{name}' reads images or sound, which these benchmarks have none of.")
 
 
 def _folder(name: str, folder: Path, config: DictConfig) -> Target:

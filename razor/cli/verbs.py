@@ -127,7 +127,9 @@ def cache_teacher(overrides: Sequence[str]) -> int:
     job = teaching(config)
     job.check()
     if job.model.task != "text":
-        raise RazorError("razor cache_teacher keeps what a teacher says of tokens: for images leave it out.")
+        raise RazorError(
+            f"razor cache_teacher keeps what a teacher says of text, and {job.model.name} reads {job.model.task}."
+        )
     kept.check(job.teacher.config().get_text_config().vocab_size)
     corpus = job.corpus()
     identity = job.identity(corpus, kept)

@@ -49,10 +49,10 @@ class Corpus:
         """The rows to train on, for what works on text alone.
 
         Raises:
-            RazorError: they are images.
+            RazorError: they are images, or hold some.
         """
         if not isinstance(self.train, PackedRows):
-            raise RazorError("Cached targets and start=gptq are of text, and these are images.")
+            raise RazorError("Cached targets and start=gptq are of text, and this is something else.")
         return self.train
 
     @classmethod

@@ -14,10 +14,11 @@ from razor.distill import Samples
 if TYPE_CHECKING:
     from razor.data.reading import Reading
     from razor.data.sources.base import Teacher
+    from razor.models.media_reader import MediaReader
 
 
 class Rows(Protocol):
-    """Rows to train on or to score on: packed documents (`PackedRows`) or images (`ImageRows`)."""
+    """Rows to train on or to score on: documents (`PackedRows`), images (`ImageRows`), questions (`MediaRows`)."""
 
     @property
     def bucketed(self) -> bool:
@@ -57,6 +58,7 @@ class Wanted:
         model_max_length: longest row that the model reads; None if it has no limit.
         teacher: for sources whose text the teacher writes.
         reading: on disk or in memory, packed or not, in which order.
+        reader: makes tokens and numbers of questions with images and sound; None if the model reads none.
     """
 
     tokenizer: Any
@@ -66,3 +68,4 @@ class Wanted:
     model_max_length: int | None
     teacher: Teacher | None
     reading: Reading
+    reader: MediaReader | None = None

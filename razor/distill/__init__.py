@@ -10,6 +10,7 @@ from razor.distill.images import ImageBatch
 from razor.distill.key_values import KeyValues
 from razor.distill.logits import CrossEntropy, ForwardKL, ReverseKL
 from razor.distill.loss import LayerLoss, LogitsLoss, TeacherTokens
+from razor.distill.media import MediaBatch
 from razor.distill.mixed import CAKLD, EAKLD
 from razor.distill.objective import Objective
 from razor.distill.observation import Observation
@@ -38,6 +39,7 @@ __all__ = [
     "LayerLoss",
     "Linear",
     "LogitsLoss",
+    "MediaBatch",
     "Needs",
     "Objective",
     "Observation",

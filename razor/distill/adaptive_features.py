@@ -37,7 +37,7 @@ class AdaptiveFeatures(Features):
         ranking: "cosine" (lowest similarity of output and input first), "l2" (largest mean distance of output and
             input first), "variance" (largest variance of the output over the width first) or "cka" (lowest linear
             CKA of output and input first: for layers that change the width).
-        projection, relative: see `Features`.
+        projection, relative, tower: see `Features`.
     """
 
     def __init__(
@@ -46,8 +46,9 @@ class AdaptiveFeatures(Features):
         ranking: Literal["cosine", "l2", "variance", "cka"] = "cosine",
         projection: Literal["none", "linear"] = "none",
         relative: bool = False,
+        tower: str | None = None,
     ) -> None:
-        super().__init__(projection, relative)
+        super().__init__(projection, relative, tower)
         if top < 1:
             raise RazorError(f"top={top} must be at least 1 layer.")
         if ranking not in RANKINGS:
@@ -61,9 +62,11 @@ class AdaptiveFeatures(Features):
             RazorError: also if the teacher has less layers than `top`, or they have no such ranking.
         """
         super().fit(student, teacher)
+        teacher = self.teacher
         if self.top > teacher.layers:
             raise RazorError(f"top={self.top}, but {teacher.name} has {teacher.layers} layers.")
-        if self.ranking in OF_ONE_SHAPE and len(set(zip(teacher.widths, teacher.places, strict=True))) > 1:
+        shapes = {(teacher.width_of(state), teacher.places_of(state)) for state in range(teacher.layers + 1)}
+        if self.ranking in OF_ONE_SHAPE and len(shapes) > 1:
             raise RazorError(
                 f"ranking={self.ranking} compares a layer's output with its input number by number, and layers of "
                 f"{teacher.name} change their shape (widths {', '.join(map(str, teacher.widths))}): ranking=cka."
@@ -76,8 +79,9 @@ class AdaptiveFeatures(Features):
     @torch.no_grad()
     def select(self, teacher: Trace, batch: Samples) -> list[int]:
         """Indices of the `top` most active layers, most active first; padding does not count."""
-        layers = [i for i in sorted(teacher.states) if i > 0]
-        means = [self._mean(teacher.states[i - 1], teacher.states[i], batch) for i in layers]
+        states, inner = self.recorded(teacher), self.samples(batch)
+        layers = [i for i in sorted(states) if i > 0]
+        means = [self._mean(states[i - 1], states[i], inner) for i in layers]
         activity = dict(zip(layers, torch.stack(means).tolist(), strict=True))
         return sorted(activity, key=lambda i: (-activity[i], i))[: self.top]
 
@@ -85,6 +89,12 @@ class AdaptiveFeatures(Features):
         """Activity of a layer in this batch, a scalar."""
         if self.ranking == "cka":
             return -linear_cka(batch.examples(before), batch.examples(after))
+        # a tower's config does not tell how many places its layers leave
+        if self.ranking in OF_ONE_SHAPE and before.shape != after.shape:
+            raise RazorError(
+                f"ranking={self.ranking} compares a layer's output with its input number by number, and a layer of "
+                f"{self.teacher.name} makes {list(after.shape)} of {list(before.shape)}: ranking=cka."
+            )
         attended = batch.inside(after.shape[1]).documents >= 0
         count = attended.sum().clamp(min=1)
         return torch.where(attended, self._activity(before, after), 0.0).sum() / count

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from razor.errors import RazorError
+
 if TYPE_CHECKING:
     from razor.distill.targets import Targets
 
@@ -59,6 +61,10 @@ class Samples(ABC):
     @abstractmethod
     def examples(self, state: Tensor) -> Tensor:
         """[n, any width]: a hidden state [B, places, width] as a vector for each example, token or whole image."""
+
+    def tower(self, name: str) -> Samples:
+        """The batch as a tower sees it: nothing but what it reads; see `MediaBatch`."""
+        raise RazorError(f"A {type(self).__name__} has nothing for a tower ({name}) to read.")
 
     @property
     def valid(self) -> Tensor:

@@ -12,6 +12,10 @@ A smaller student has narrower hidden states. One linear map, learned along with
 layers, then takes them to the teacher's width (TinyBERT, arXiv 1909.10351, eq. 8). Layers of different numbers are
 compared at the same part of the depth.
 
+A model that sees or hears has towers beside its decoder. With `tower` the hidden states are those of one of them,
+the last being what it gives the decoder, and places are averaged as tokens are: over those of a document, then over
+the documents that have an image (or a recording).
+
 Feature maps of a convolutional network grow wider with depth, and no one map would fit them all: student and
 teacher then have the same widths, layer by layer.
 """
@@ -44,6 +48,7 @@ class Features(LayerLoss):
         projection: "none", or "linear": a learned map from the student's width to the teacher's. It starts as the
             identity where the widths are equal, else at random, always alike.
         relative: divide a token's error by the mean square of the teacher's state there.
+        tower: "vision" or "audio"; None: the decoder's states.
 
     Attributes:
         map: [teacher's width, student's width] parameter of the linear projection, fp32; None without one.
@@ -51,8 +56,14 @@ class Features(LayerLoss):
 
     map: nn.Parameter | None
 
-    def __init__(self, projection: Literal["none", "linear"] = "none", relative: bool = False) -> None:
+    def __init__(
+        self,
+        projection: Literal["none", "linear"] = "none",
+        relative: bool = False,
+        tower: str | None = None,
+    ) -> None:
         super().__init__()
+        self.tower = tower
         if projection not in PROJECTIONS:
             raise RazorError(f"projection={projection!r}.{did_you_mean(str(projection), PROJECTIONS)}")
         self.projection, self.relative = projection, read(bool, relative, "relative")
@@ -65,6 +76,7 @@ class Features(LayerLoss):
             RazorError: the widths differ and there is no projection, or one cannot make up for it.
         """
         super().fit(student, teacher)
+        student, teacher = self.student, self.teacher
         self._check_maps(student, teacher)
         shape = (teacher.width, student.width)
         if self.projection == "linear":

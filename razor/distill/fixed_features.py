@@ -17,7 +17,7 @@ class FixedFeatures(Features):
     Args:
         layers: of the teacher, or "all"; 0 is the embedding's output, -1 the last layer's, after the final norm.
         weights: one for each layer; all the same by default.
-        projection, relative: see `Features`.
+        projection, relative, tower: see `Features`.
     """
 
     def __init__(
@@ -26,8 +26,9 @@ class FixedFeatures(Features):
         weights: Sequence[float] | None = None,
         projection: Literal["none", "linear"] = "none",
         relative: bool = False,
+        tower: str | None = None,
     ) -> None:
-        super().__init__(projection, relative)
+        super().__init__(projection, relative, tower)
         check_layers(layers)
         if weights is not None:
             if layers == "all" or len(weights) != len(layers):
@@ -44,7 +45,7 @@ class FixedFeatures(Features):
             RazorError: also if the teacher lacks a layer.
         """
         super().fit(student, teacher)
-        chosen = numbered(self.layers, range(teacher.layers + 1), teacher, "hidden state")
+        chosen = numbered(self.layers, range(self.teacher.layers + 1), self.teacher, "hidden state")
         self._by_layer = dict(zip(chosen, self.weights or [1.0] * len(chosen), strict=True))
 
     def teacher_layers(self) -> frozenset[int]:  # noqa: D102

@@ -8,7 +8,7 @@ elsewhere; a subclass writes only its formula. `LogitsLoss` compares two distrib
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from razor.distill.batch import Samples
-from razor.distill.trace import Shape, Trace
+from razor.distill.trace import Needs, Shape, Trace
 from razor.errors import RazorError
 
 
@@ -118,6 +118,9 @@ class LayerLoss(nn.Module, ABC):
     record: ClassVar[Literal["states", "attention", "routers"]] = "states"
     """Which part of a `Trace` is compared."""
 
+    tower: str | None = None
+    """Whose hidden states: of the tower of this name, or of the decoder."""
+
     def __init__(self) -> None:
         super().__init__()
         self._shapes: tuple[Shape, Shape] | None = None
@@ -141,12 +144,42 @@ class LayerLoss(nn.Module, ABC):
         return self._shapes
 
     def fit(self, student: Shape, teacher: Shape) -> None:
-        """Learn the shapes of the two models (the same one twice if there is no teacher).
+        """Learn the shapes of the two models (the same one twice if there is no teacher), or of their towers.
 
         Raises:
             RazorError: the loss cannot compare them; the text says what would.
         """
-        self._shapes = (student, teacher)
+        self._shapes = (self._part(student), self._part(teacher))
+
+    def _part(self, shape: Shape) -> Shape:
+        if self.tower is None:
+            return shape
+        if self.tower not in shape.towers:
+            there = ", ".join(shape.towers) or "none"
+            raise RazorError(f"tower={self.tower}, but {shape.name} has no such tower. Choices: {there}.")
+        return shape.towers[self.tower]
+
+    def needing(self, layers: Iterable[int]) -> Needs:
+        """What to record so that these layers can be compared."""
+        if self.tower is not None:
+            return Needs(towers=frozenset((self.tower, layer) for layer in layers))
+        wanted: Any = {self.record: frozenset(layers)}
+        return Needs(**wanted)
+
+    def recorded(self, trace: Trace) -> Mapping[int, Any]:
+        """What a pass left of this loss's layers, by layer."""
+        if self.tower is not None:
+            return {layer: state for (name, layer), state in trace.towers.items() if name == self.tower}
+        found: Mapping[int, Any] = getattr(trace, self.record)
+        return found
+
+    def samples(self, batch: Samples) -> Samples:
+        """The batch as the decoder or this loss's tower sees it."""
+        return batch if self.tower is None else batch.tower(self.tower)
+
+    def has_something(self, batch: Samples) -> bool:
+        """Whether there is anything in a batch for this loss: a tower may have nothing to read."""
+        return self.tower is None or bool(self.samples(batch).documents.numel())
 
     @abstractmethod
     def teacher_layers(self) -> frozenset[int]:
@@ -175,6 +208,6 @@ class LayerLoss(nn.Module, ABC):
                 logits [B, T, experts]. Of a feature map [B, width, height, length] T are its height x length
                 places.
             teacher: the same of the teacher; the student's own if the loss needs none.
-            batch: as this layer sees it (`Samples.inside`): which tokens are valid, and which documents they
-                belong to.
+            batch: as this layer sees it (`Samples.inside`, of a tower `Samples.tower`): which tokens are valid, and
+                which documents they belong to.
         """

@@ -144,7 +144,7 @@ class Objective(nn.Module):
     def _needs(self, layers: Mapping[str, Any]) -> Needs:
         needs = Needs()
         for name, chosen in layers.items():
-            needs |= Needs(**{self.layer_losses[name].record: frozenset(chosen)})
+            needs |= self.layer_losses[name].needing(chosen)
         return needs
 
     @torch.no_grad()
@@ -167,7 +167,7 @@ class Objective(nn.Module):
                     "teacher/label_probability": float((tokens.label_probability * weights).sum()),
                 }
         for name, loss in self.layer_losses.items():
-            if teacher is not None or not loss.needs_teacher:
+            if (teacher is not None or not loss.needs_teacher) and loss.has_something(batch):
                 seen.layers[name] = loss.select(teacher, batch)  # type: ignore[arg-type]
         seen.needs = self._needs(
             {n: map(self.layer_losses[n].counterpart, layers) for n, layers in seen.layers.items()}
@@ -180,10 +180,16 @@ class Objective(nn.Module):
     def forward(
         self, student: Trace, teacher: Trace | None, batch: Samples, seen: Observation
     ) -> tuple[Tensor, dict[str, float]]:
-        """The weighted loss (scalar with gradient; 0 if no token is valid) and each part's own value."""
+        """The weighted loss (scalar with gradient; 0 if no token is valid) and each part's own value.
+
+        A loss on a tower that has nothing to read in this batch is 0, as its part of the gradient is.
+        """
         weights = batch.token_weights()
         total, parts = self._logits(student, batch, weights, seen)
         for name, loss in self.layer_losses.items():
+            if not loss.has_something(batch):
+                parts[name] = 0.0
+                continue
             value = self._layers(name, loss, student, teacher, batch, weights, seen)
             parts[name] = float(value.detach())
             total = total + self.now[name] * value
@@ -223,8 +229,9 @@ class Objective(nn.Module):
     ) -> Tensor:
         if name not in seen.layers or (loss.needs_teacher and teacher is None):
             raise RazorError(f"The loss '{name}' compares layers, but no teacher was observed.")
-        own, values, total = getattr(student, loss.record), [], 0.0
-        theirs = getattr(teacher, loss.record) if loss.needs_teacher else {}
+        own, values, total = loss.recorded(student), [], 0.0
+        theirs = loss.recorded(teacher) if loss.needs_teacher and teacher is not None else {}
+        outer = loss.samples(batch)
         for layer in seen.layers[name]:
             counterpart = loss.counterpart(layer)
             if counterpart not in own or (loss.needs_teacher and layer not in theirs):
@@ -232,7 +239,7 @@ class Objective(nn.Module):
                     f"The loss '{name}' needs {loss.record} of layer {layer}, which nobody recorded."
                 )
             record = own[counterpart]
-            inner = batch.inside(places(record))
+            inner = outer.inside(places(record))
             per_token = loss.per_token(record, theirs.get(layer, record), inner)
             each = weights if inner is batch else inner.token_weights()
             values.append(loss.layer_weight(layer) * (per_token * each).sum())

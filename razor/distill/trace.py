@@ -26,16 +26,22 @@ class Needs:
             one after the final norm.
         attention: layers whose queries, keys and values to keep.
         routers: layers whose router logits to keep.
+        towers: hidden states of towers, as (name, index): 0 goes into the first layer of the tower, i comes out of
+            layer i, and the last one is what the tower gives the decoder.
     """
 
     states: frozenset[int] = frozenset()
     attention: frozenset[int] = frozenset()
     routers: frozenset[int] = frozenset()
+    towers: frozenset[tuple[str, int]] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         """Both."""
         return Needs(
-            self.states | other.states, self.attention | other.attention, self.routers | other.routers
+            self.states | other.states,
+            self.attention | other.attention,
+            self.routers | other.routers,
+            self.towers | other.towers,
         )
 
 
@@ -72,6 +78,8 @@ class Trace:
         states: hidden states [B, T, width] by Transformers' index; a feature map's T are its places, row by row.
         attention: attention inputs by layer, from 1.
         routers: router logits [B, T, experts] by layer, from 1.
+        towers: hidden states [1, places, width] by (tower, index), the places of all images (or recordings) of the
+            batch one after the other.
     """
 
     hidden: Tensor
@@ -80,6 +88,7 @@ class Trace:
     states: Mapping[int, Tensor] = field(default_factory=dict)
     attention: Mapping[int, AttentionInputs] = field(default_factory=dict)
     routers: Mapping[int, Tensor] = field(default_factory=dict)
+    towers: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def only(self, needs: Needs) -> Trace:
         """The same pass with just what is needed, so that the rest can be freed."""
@@ -88,6 +97,7 @@ class Trace:
             states={i: state for i, state in self.states.items() if i in needs.states},
             attention={i: inputs for i, inputs in self.attention.items() if i in needs.attention},
             routers={i: logits for i, logits in self.routers.items() if i in needs.routers},
+            towers={place: state for place, state in self.towers.items() if place in needs.towers},
         )
 
 
@@ -104,6 +114,7 @@ class Shape:
         routers: experts that each router chooses from, by layer (from 1); empty if the model has no routers.
         widths: of every hidden state, from 0, where they differ (feature maps grow wider); empty: all are `width`.
         places: of every hidden state in a row, where they differ or another model could have others; empty: tokens.
+        towers: shapes of what sees and hears beside a decoder, by name.
     """
 
     name: str
@@ -116,6 +127,7 @@ class Shape:
     routers: Mapping[int, int] = field(default_factory=dict)
     widths: tuple[int, ...] = ()
     places: tuple[int, ...] = ()
+    towers: Mapping[str, Shape] = field(default_factory=dict)
 
     def width_of(self, state: int) -> int:
         """Width of a hidden state."""

@@ -70,6 +70,7 @@ class PlanTable:
             "ratio_disk": round(total.ratio_disk, 4),
             "bytes_disk": total.bytes_disk,
             "parameters": total.parameters,
+            "towers": {name: size_figures(size) for name, size in self.size.towers.items()},
             "kv_cache": vars(self.kv_cache) if self.kv_cache else None,
             "modules": [self._figures(line) for line in self.lines],
         }
@@ -84,6 +85,9 @@ class PlanTable:
             size = sum((line.size for line in small), Size())
             rows.append(("norms, biases", f"{len(small)} tensors", formats, "-", *self._numbers(size)))
         total = self.size.total
+        if self.size.towers:
+            parts = {"decoder": self.size.decoder} | {f"{n} tower": s for n, s in self.size.towers.items()}
+            rows += [(name, f"{s.parameters:,d}", "", "", *self._numbers(s)) for name, s in parts.items()]
         rows.append(("all", f"{total.parameters:,d}", "", "", *self._numbers(total)))
         heads = ("module", "shape", "weights", "inputs", "code bits", "bits/weight", self._unit[0], "share")
         title = (
@@ -173,6 +177,16 @@ def _kv_cache(model: PreTrainedModel, format: Format | None) -> KVCache | None:
             stored = format if quantized and format is not None else Float16()
             taken[quantized] += 2 * stored.packed_bytes((heads, width))
     return KVCache("16 bit" if format is None else format_name(format), taken[True], taken[False])
+
+
+def size_figures(size: Size) -> dict[str, Any]:
+    """A size as plain data."""
+    return {
+        "parameters": size.parameters,
+        "code_bits": _rounded(size.code_bits, size.parameters),
+        "bits_per_weight": _rounded(size.bits, size.parameters),
+        "bytes_disk": size.bytes_disk,
+    }
 
 
 def _is_small(line: PlanLine) -> bool:

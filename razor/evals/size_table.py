@@ -36,6 +36,7 @@ def size_table(source: ModelSource, recipe: QuantRecipe | PlanFile) -> str:
         "linear": size.linear,
         "embedding": size.embedding,
         "norms, biases": size.rest,
+        **{f"{name} tower": tower for name, tower in size.towers.items()},
         "all": size.total,
     }
     for name, part in parts.items():

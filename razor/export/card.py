@@ -13,6 +13,9 @@ from razor.models.task import task_of
 if TYPE_CHECKING:
     from razor.export.compressed import Compressed
 
+PIPELINES = {"text": "text-generation", "images": "image-classification", "media": "any-to-any"}
+"""What the hub calls what a model does."""
+
 LIMIT = "A compressed model repeats the errors of its base and adds its own: look at its scores first."
 
 
@@ -60,8 +63,7 @@ def model_card(
 
 def _front_matter(compressed: Compressed, tags: Sequence[str]) -> str:
     about = compressed.about
-    images = task_of(compressed.config) == "images"
-    lines = ["---", f"pipeline_tag: {'image-classification' if images else 'text-generation'}"]
+    lines = ["---", f"pipeline_tag: {PIPELINES[task_of(compressed.config)]}"]
     if about.get("licence"):
         lines.append(f"license: {about['licence']}")
     if about.get("base"):

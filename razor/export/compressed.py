@@ -112,7 +112,7 @@ class Compressed:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Its tokenizer, for which no weight is loaded; None if it reads no text."""
-        return load_tokenizer(self.folder) if task_of(self.config) == "text" else None
+        return None if task_of(self.config) == "images" else load_tokenizer(self.folder)
 
     @cached_property
     def digest(self) -> str:

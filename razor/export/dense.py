@@ -53,7 +53,7 @@ class Dense(Exporter):
 
     name: ClassVar[str] = "dense"
     tags: ClassVar[tuple[str, ...]] = ("safetensors",)
-    tasks: ClassVar[tuple[Task, ...]] = ("text", "images")
+    tasks: ClassVar[tuple[Task, ...]] = ("text", "images", "media")
 
     def __init__(self, program: bool = False) -> None:
         if not isinstance(program, bool):

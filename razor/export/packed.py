@@ -2,9 +2,9 @@
 
 It is a folder of Transformers (see `razor.export.packed_files` for what lies in it): after `import razor`,
 `AutoModelForCausalLM.from_pretrained(folder)` (of an image classifier
-`AutoModelForImageClassification`) and `pipeline` load it. No pickle, no code. Loading rebuilds the
-architecture, swaps in layers that compute on the packed tensors (see `razor.quant.coded`), and gives the logits of
-the trained student bit for bit.
+`AutoModelForImageClassification`, of one with towers `AutoModelForMultimodalLM`) and `pipeline` load it. No pickle,
+no code. Loading rebuilds the architecture, swaps in layers that compute on the packed tensors (see
+`razor.quant.coded`), and gives the logits of the trained student bit for bit.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def load_packed(
     except Exception as error:  # whatever Transformers makes of a field that is not right
         reason = " ".join(str(error).split())[:200]
         raise RazorError(f"'{folder}' is damaged: Transformers cannot load it ({reason}).") from error
-    return model.eval(), load_tokenizer(folder) if task_of(config) == "text" else None
+    return model.eval(), None if task_of(config) == "images" else load_tokenizer(folder)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -36,7 +36,7 @@ class Packed(Exporter):
     """
 
     name: ClassVar[str] = "packed"
-    tasks: ClassVar[tuple[Task, ...]] = ("text", "images")
+    tasks: ClassVar[tuple[Task, ...]] = ("text", "images", "media")
 
     def __init__(self, shard: int = SHARD) -> None:
         if isinstance(shard, bool) or not isinstance(shard, int) or shard < 1:

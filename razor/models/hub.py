@@ -1,4 +1,4 @@
-"""Any causal language model or image classifier of the Hugging Face hub, or a local folder in its layout."""
+"""Any language model, with towers or without, or image classifier of the Hugging Face hub, or a local folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from razor.errors import RazorError
+from razor.models.processors import Processors
 from razor.models.source import ModelSource
 from razor.models.task import auto_class, task_of
+from razor.quant.anatomy import towers_of
 from razor.storage import digest
 
 if TYPE_CHECKING:
@@ -82,6 +84,18 @@ class HubModel(ModelSource):
 
         return self._get(AutoTokenizer)
 
+    def processors(self) -> Processors:
+        """Those that lie beside the weights."""
+        if self.task != "media":
+            return Processors()
+        from transformers import AutoFeatureExtractor, AutoImageProcessor
+
+        towers = towers_of(self.skeleton())
+        return Processors(
+            self._get(AutoImageProcessor) if "vision" in towers else None,
+            self._get(AutoFeatureExtractor) if "audio" in towers else None,
+        )
+
     def fingerprint(self) -> str:
         """The hub's commit, or names, sizes and times of a folder's files."""
         folder = Path(self.id).expanduser()
@@ -96,6 +110,6 @@ class HubModel(ModelSource):
         config = self.config()
         stated = {"config": config} if self.trust_architecture else {}
         # a convolutional network has no attention that could be said to be SDPA
-        sdpa = {"attn_implementation": "sdpa"} if task_of(config) == "text" else {}
+        sdpa = {} if task_of(config) == "images" else {"attn_implementation": "sdpa"}
         model = self._get(auto_class(config), dtype=dtype, **sdpa, **stated)
         return model.eval()

@@ -2,24 +2,27 @@
 
 Hidden states are caught by hooks on just the layers wanted, attention inputs where attention is called, router
 logits at the routers. The head is not run at all: the losses make logits themselves, in chunks (see
-`razor.distill.chunked`). How images are run is said by `image_record`.
+`razor.distill.chunked`). How image classifiers are run is said by `image_record`, what towers leave by
+`tower_record`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from razor.distill import Batch, ImageBatch, Needs, Samples, Shape, Trace
+from razor.distill import Batch, ImageBatch, MediaBatch, Needs, Samples, Shape, Trace
 from razor.errors import RazorError
 from razor.models.image_record import image_shape, pixels_for, record_images
 from razor.models.intercepted import is_checkpointed, reachable_attention
 from razor.models.packed_attention import packed_attention
 from razor.models.recorded_attention import recorded_attention
 from razor.models.routers import recorded_routers, router_sizes
+from razor.models.task import Task, task_of
+from razor.models.tower_record import media_inputs, recorded_towers, tower_shapes
 from razor.quant import QuantLinear
 from razor.quant.anatomy import body_of, head_of, layers_of, reads_images
 
@@ -28,11 +31,12 @@ if TYPE_CHECKING:
 
 
 def record(model: PreTrainedModel, batch: Samples, needs: Needs | None = None) -> Trace:
-    """One pass over a batch of packed documents, or of images; the model stays as it was.
+    """One pass over a batch of packed documents, of images, or of both; the model stays as it was.
 
     Args:
-        model: a causal language model or an image classifier of Transformers; gradients follow the caller's mode.
-        batch: see `Batch`, whose documents are kept apart by their position ids, and `ImageBatch`.
+        model: a causal language model, with towers or without, or an image classifier of Transformers; gradients
+            follow the caller's mode.
+        batch: see `Batch`, whose documents are kept apart by their position ids, `MediaBatch` and `ImageBatch`.
         needs: what to keep besides the last hidden state.
 
     Raises:
@@ -43,13 +47,15 @@ def record(model: PreTrainedModel, batch: Samples, needs: Needs | None = None) -
     if isinstance(batch, ImageBatch):
         return record_images(model, batch, needs or Needs())
     assert isinstance(batch, Batch)
-    return _record_text(model, batch, needs or Needs())
+    return _record_tokens(model, batch, needs or Needs())
 
 
 def check_reads(model: PreTrainedModel, batch: Samples) -> None:
-    """Raise RazorError unless a model reads what a batch is made of: tokens or pixels."""
-    if isinstance(batch, ImageBatch) != reads_images(model):
-        reads, given = ("images", "text") if reads_images(model) else ("text", "images")
+    """Raise RazorError unless a model reads what a batch is made of: tokens, pixels, or tokens and media."""
+    reads: Task = "images" if reads_images(model) else task_of(model.config)
+    kinds: dict[type, Task] = {ImageBatch: "images", MediaBatch: "media"}
+    given = kinds.get(type(batch), "text")
+    if reads != given:
         raise RazorError(f"{type(model).__name__} reads {reads}, and the batch is of {given}.")
 
 
@@ -57,26 +63,28 @@ def inputs_of(model: PreTrainedModel, batch: Samples) -> dict[str, Any]:
     """What to call a model with, so that it gives the logits of a batch: `model(**inputs_of(model, batch))`."""
     if isinstance(batch, ImageBatch):
         return {"pixel_values": pixels_for(model, batch.pixel_values)}
+    if isinstance(batch, MediaBatch):
+        return media_inputs(model, batch)
     assert isinstance(batch, Batch)
     return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
 
 
-def _record_text(model: PreTrainedModel, batch: Batch, needs: Needs) -> Trace:
-    decoder, blocks = decoder_of(model), layers_of(model)
-    rows = len(batch.input_ids)
-    with (
-        packed_attention(decoder, blocks, batch),
-        _recorded_states(blocks, needs.states) as states,
-        recorded_attention(model, blocks, needs.attention) as attention,
-        recorded_routers(model, blocks, needs.routers, rows) as routers,
-    ):
-        hidden = decoder(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-        ).last_hidden_state
+def _record_tokens(model: PreTrainedModel, batch: Batch, needs: Needs) -> Trace:
+    decoder, blocks, media = decoder_of(model), layers_of(model), isinstance(batch, MediaBatch)
+    with ExitStack() as stack:
+        if not media:  # rows of media hold a document each
+            stack.enter_context(packed_attention(decoder, blocks, batch))
+        states = stack.enter_context(_recorded_states(blocks, needs.states))
+        attention = stack.enter_context(recorded_attention(model, blocks, needs.attention))
+        rows = len(batch.input_ids)
+        routers = stack.enter_context(recorded_routers(model, blocks, needs.routers, rows))
+        towers = stack.enter_context(recorded_towers(model, needs.towers))
+        body = model.base_model if media else decoder
+        hidden = body(**inputs_of(model, batch)).last_hidden_state
     if len(blocks) in needs.states:
         states[len(blocks)] = hidden
     head = head_of(model)
-    trace = Trace(hidden, head.weight, head.bias, states, attention, routers)
+    trace = Trace(hidden, head.weight, head.bias, states, attention, routers, towers)
     _check(model, trace, needs)
     if isinstance(head, QuantLinear):
         trace.hidden, trace.head_weight = head.quantized_input(hidden), head.quantized_weight(hidden.dtype)
@@ -103,6 +111,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // max(1, heads),
         attention=frozenset(reachable_attention(blocks)),
         routers=router_sizes(decoder_of(model), blocks),
+        towers=tower_shapes(model),
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from razor.errors import RazorError, did_you_mean
+from razor.models.processors import Processors
 from razor.models.task import Task, auto_class, task_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ModelSource(ABC):
-    """A model that can be loaded: a causal language model or an image classifier, as its config tells.
+    """A model that can be loaded: a language model, with eyes and ears or without, or an image classifier.
 
     Args:
         name: for tables and file names.
@@ -46,7 +47,7 @@ class ModelSource(ABC):
 
     @property
     def task(self) -> Task:
-        """What it is for, "text" or "images"."""
+        """What it reads, as its config tells: "text", "images" or "media"."""
         return task_of(self.config())
 
     def prepare(self) -> None:  # noqa: B027 - most sources have nothing to prepare
@@ -59,6 +60,10 @@ class ModelSource(ABC):
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Its tokenizer; None if it reads no text."""
+
+    def processors(self) -> Processors:
+        """What makes numbers of images and sound for it; nothing for a model that reads neither between words."""
+        return Processors()
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -43,7 +43,7 @@ def quantize_in_place(model: PreTrainedModel, plan: Plan, compute_dtype: torch.d
 def check_head(model: PreTrainedModel) -> None:
     """Raise RazorError if logits are more than a linear map of the last hidden state."""
     for option in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(model.config, option, None)
+        value = getattr(model.config.get_text_config(), option, None)
         if value not in (None, 1, 1.0):
             raise RazorError(
                 f"{type(model).__name__} changes its logits after the head ({option}={value}), which the losses "

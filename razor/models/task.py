@@ -1,8 +1,8 @@
 """What a model is for: the one place that chooses among Transformers' auto classes.
 
 A *task* is what goes in and what comes out. Text: tokens in, the next token's distribution out. Images: pixels in,
-the class's distribution out. A config tells by its `model_type`, for which Transformers has classes of the one task
-or of the other.
+the class's distribution out. Media: text with images or sound between its words in, the next token's distribution
+out. A config tells by its `model_type`, for which Transformers has classes of the one task or of another.
 """
 
 from __future__ import annotations
@@ -14,27 +14,38 @@ from razor.errors import RazorError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-Task = Literal["text", "images"]
+Task = Literal["text", "images", "media"]
+
+
+AUTO: dict[Task, str] = {
+    "text": "AutoModelForCausalLM",
+    "images": "AutoModelForImageClassification",
+    "media": "AutoModelForMultimodalLM",
+}
+"""Transformers' auto class of a task."""
 
 
 def task_of(config: PretrainedConfig) -> Task:
-    """Of a model's config; one that Transformers has no image classifier for is taken for a language model."""
+    """Of a model's config; what Transformers also has a plain language model for is taken for one."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     )
 
     kind = config.model_type
-    images = kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    return "images" if images and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "text"
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "text"
+    if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return "images"
+    return "media" if kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES else "text"
 
 
 def auto_class(config: PretrainedConfig) -> Any:
-    """`AutoModelForCausalLM` or `AutoModelForImageClassification`."""
+    """`AutoModelForCausalLM`, `AutoModelForImageClassification` or `AutoModelForMultimodalLM`."""
     import transformers
 
-    images = task_of(config) == "images"
-    return transformers.AutoModelForImageClassification if images else transformers.AutoModelForCausalLM
+    return getattr(transformers, AUTO[task_of(config)])
 
 
 def outputs_of(config: PretrainedConfig) -> int:

@@ -2,13 +2,16 @@
 
 Plans, sizes, recordings and sharding ask here, so that nobody else knows what the classes of Transformers call
 their parts. Two kinds of models are known. A *causal language model* looks up tokens and ends in a head over the
-vocabulary. An *image classifier* (its `main_input_name` is `pixel_values`) has a body under the name that its class
-gives (`base_model_prefix`), layers or stages in a ModuleList of the body or of the body's encoder, and a
-`classifier` that ends in a linear layer; the convolutions before the layers read the image.
+vocabulary; if it also sees or hears, there are *towers* beside its decoder, which turn images and sound into
+vectors that take the place of tokens. An *image classifier* (its `main_input_name` is `pixel_values`) has a body
+under the name that its class gives (`base_model_prefix`), layers or stages in a ModuleList of the body or of the
+body's encoder, and a `classifier` that ends in a linear layer; the convolutions before the layers read the image,
+as they do in a tower.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -20,7 +23,10 @@ LAYERS = ("layers", "h")
 """What decoders call the list of their layers; GPT-2 says `h`."""
 
 STAGES = ("layers", "layer", "stages", "blocks")
-"""What the bodies of image classifiers, or their encoders, call theirs."""
+"""What towers and the bodies of image classifiers, or their encoders, call theirs."""
+
+TOWERS = {"vision": "image", "audio": "audio"}
+"""Towers by their names in Razor, and what Transformers calls what they read."""
 
 
 def reads_images(model: nn.Module) -> bool:
@@ -51,13 +57,36 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     Raises:
         RazorError: they are nowhere that Razor looks.
     """
-    body, images = body_of(model), reads_images(model)
-    owners = {"body": body, "body.encoder": getattr(body, "encoder", None)} if images else {"decoder": body}
-    names = STAGES if images else LAYERS
-    for owner in owners.values():
-        for name in names:
-            if isinstance(layers := getattr(owner, name, None), nn.ModuleList):
-                return layers
+    body = body_of(model)
+    if reads_images(model):
+        return _list_of(model, {"body": body, "body.encoder": getattr(body, "encoder", None)}, STAGES)
+    return _list_of(model, {"decoder": body}, LAYERS)
+
+
+def towers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """What turns images and sound into vectors for a decoder, by names of TOWERS; empty if it reads text alone."""
+    own: Any = model
+    read = getattr(model, "input_modalities", ())
+    if reads_images(model) or not hasattr(model, "get_encoder") or isinstance(read, str):
+        return {}
+    found = {name: own.get_encoder(modality=kind) for name, kind in TOWERS.items() if kind in read}
+    whole = {id(part) for part in (model, own.base_model, body_of(model))}
+    return {name: tower for name, tower in found.items() if id(tower) not in whole}
+
+
+def tower_layers(tower: nn.Module) -> nn.ModuleList | None:
+    """The layers of a tower, in order; None if they are nowhere that Razor looks: then no loss asks for them."""
+    return _found((tower, getattr(tower, "encoder", None)), STAGES)
+
+
+def _found(owners: Iterable[Any], names: tuple[str, ...]) -> nn.ModuleList | None:
+    lists = (getattr(owner, name, None) for owner in owners for name in names)
+    return next((found for found in lists if isinstance(found, nn.ModuleList)), None)
+
+
+def _list_of(model: nn.Module, owners: dict[str, Any], names: tuple[str, ...]) -> nn.ModuleList:
+    if (layers := _found(owners.values(), names)) is not None:
+        return layers
     places = ", ".join(f"{owner}.{name}" for owner in owners for name in names)
     raise RazorError(f"{type(model).__name__} keeps its layers where Razor does not look ({places}).")
 
@@ -79,11 +108,15 @@ def head_of(model: nn.Module) -> Any:
 
 
 def entrance_of(model: nn.Module) -> list[nn.Module]:
-    """What reads the pixels of an image classifier: its convolutions before the first layer; of text nothing."""
-    if not reads_images(model):
-        return []
-    inside = {id(part) for part in layers_of(model).modules()}
-    return [part for part in body_of(model).modules() if isinstance(part, _ConvNd) and id(part) not in inside]
+    """What reads pixels or sound: the convolutions of a body or a tower before its layers; of text nothing."""
+    if reads_images(model):
+        bodies = [(body_of(model), layers_of(model))]
+    else:
+        found = ((tower, tower_layers(tower)) for tower in towers_of(model).values())
+        bodies = [(tower, layers) for tower, layers in found if layers is not None]
+    inside = {id(part) for _, layers in bodies for part in layers.modules()}
+    parts = [part for body, _ in bodies for part in body.modules()]
+    return [part for part in parts if isinstance(part, _ConvNd) and id(part) not in inside]
 
 
 def tied(model: nn.Module) -> bool:

@@ -9,12 +9,13 @@ rows padded to whole bytes).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from razor.quant.anatomy import entrance_of, head_of
+from razor.quant.anatomy import entrance_of, head_of, towers_of
 from razor.quant.format import Format
 from razor.quant.plan import Plan
 from razor.quant.sites import sites
@@ -67,22 +68,29 @@ class Size:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes by the three parts that the paper treats differently.
+    """Sizes by the three parts that the paper treats differently, and of towers beside the decoder.
 
     Attributes:
         linear: the decoder's linear weights; their mean code bits are the nominal width (2.79, 1.88, ...).
         embedding: embedding and output head.
         rest: norms and biases.
+        towers: all of what sees and hears, by name.
     """
 
     linear: Size
     embedding: Size
     rest: Size
+    towers: Mapping[str, Size] = field(default_factory=dict)
+
+    @property
+    def decoder(self) -> Size:
+        """Everything but the towers."""
+        return self.linear + self.embedding + self.rest
 
     @property
     def total(self) -> Size:
         """Everything."""
-        return self.linear + self.embedding + self.rest
+        return sum(self.towers.values(), self.decoder)
 
     @property
     def code_bits(self) -> float:
@@ -102,6 +110,7 @@ class StoredParameter:
         part: "linear", "embedding" (output head included) or "rest".
         format: what it is stored in.
         size: what it takes.
+        tower: the tower that it belongs to; None: to the decoder.
     """
 
     name: str
@@ -111,6 +120,7 @@ class StoredParameter:
     part: str
     format: Format
     size: Size
+    tower: str | None = None
 
 
 def stored_parameters(model: nn.Module, plan: Plan) -> list[StoredParameter]:
@@ -131,6 +141,7 @@ def stored_parameters(model: nn.Module, plan: Plan) -> list[StoredParameter]:
         if name in plan.modules
     }
     embeddings, sizes = _embeddings(model), _Sizes()
+    towers = {id(p): name for name, tower in towers_of(model).items() for p in tower.parameters()}
     stored = []
     for key, parameter in parameters.items():
         shape, (first, *others) = tuple(parameter.shape), names[key]
@@ -139,7 +150,7 @@ def stored_parameters(model: nn.Module, plan: Plan) -> list[StoredParameter]:
             site, format = planned[key]
             part, seen = "embedding" if key in embeddings else "linear", site.shape
         size = sizes(format, seen)
-        stored.append(StoredParameter(first, tuple(others), shape, seen, part, format, size))
+        stored.append(StoredParameter(first, tuple(others), shape, seen, part, format, size, towers.get(key)))
     return stored
 
 
@@ -151,9 +162,13 @@ def sizes_by_parameter(model: nn.Module, plan: Plan) -> dict[str, Size]:
 def measure(model: nn.Module, plan: Plan) -> ModelSize:
     """Size of `model` (any device, also meta) under `plan`; each parameter is counted once."""
     parts = {"linear": Size(), "embedding": Size(), "rest": Size()}
+    towers = {name: Size() for name in towers_of(model)}
     for stored in stored_parameters(model, plan):
-        parts[stored.part] += stored.size
-    return ModelSize(**parts)
+        if stored.tower is None:
+            parts[stored.part] += stored.size
+        else:
+            towers[stored.tower] += stored.size
+    return ModelSize(**parts, towers=towers)
 
 
 def _embeddings(model: nn.Module) -> set[int]:

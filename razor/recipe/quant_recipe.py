@@ -14,6 +14,7 @@ from torch import nn
 from razor.errors import RazorError
 from razor.quant import Float16, Format, Placement, Plan, Site, sites
 from razor.quant.anatomy import entrance_of, head_of, reads_images, tied
+from razor.recipe.exceptions import ModelException
 from razor.recipe.override import Override, matching
 from razor.recipe.plan_file import fitting, mean_width
 from razor.spec import construct, located, read
@@ -29,7 +30,7 @@ class QuantRecipe:
     Args:
         name: for tables and file names.
         weights: the decoder's linear weights.
-        embedding: token embedding; of an image classifier the convolution that reads the pixels (first layer).
+        embedding: token embedding; of an image classifier or a tower what reads pixels or sound (first layer).
         activations: inputs of every linear layer, the head's included; None or "none" leaves them alone.
         kv_cache: keys (after rotary embedding) and values; None or "none" leaves them alone. An image classifier
             keeps none from one pass to the next, so it has no such format, and its short name ends before it.
@@ -39,6 +40,8 @@ class QuantRecipe:
             several match, the last one counts. Routers of experts and other weights that are no layers keep
             `rest`'s format unless a pattern matches nothing else.
         exclude: patterns of modules that are not compressed: weights in `rest`'s format, inputs left alone.
+        exceptions: of the model rather than of the recipe, by pattern, a `ModelException` or a mapping of its
+            fields: other groups where the model's own divides no row. They come before `overrides`.
 
     Raises:
         RazorError: what is no format, or not an override.
@@ -55,6 +58,7 @@ class QuantRecipe:
         rest: Float16 | None = None,
         overrides: Mapping[str, Any] | None = None,
         exclude: Sequence[str] | None = None,
+        exceptions: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.weights = _required("weights", weights)
@@ -66,6 +70,12 @@ class QuantRecipe:
         self.overrides = {
             pattern: other if isinstance(other, Override) else construct(Override, other, _path(pattern))
             for pattern, other in read(Mapping[str, Any], overrides or {}, "quant.overrides").items()
+        }
+        self.exceptions = {
+            pattern: construct(ModelException, other, f"quant.exceptions.{pattern}")
+            if isinstance(other, Mapping)
+            else other
+            for pattern, other in read(Mapping[str, Any], exceptions or {}, "quant.exceptions").items()
         }
         self.exclude = list(read(Sequence[str], exclude or [], "quant.exclude"))
         self._mean_width: str | None = None
@@ -88,6 +98,7 @@ class QuantRecipe:
         for pattern, other in self.overrides.items():
             given = {"weights": other.weights, "activations": other.activations}
             overrides[pattern] = {key: _spec(value) for key, value in given.items() if value != "keep"}
+        exceptions = {pattern: other.to_dict() for pattern, other in self.exceptions.items()}
         return {
             "weights": self.weights.spec(),
             "embedding": self.embedding.spec(),
@@ -97,6 +108,7 @@ class QuantRecipe:
             "rest": self.rest.spec(),
             "overrides": overrides,
             "exclude": list(self.exclude),
+            **({"exceptions": exceptions} if exceptions else {}),
         }
 
     def plan(self, model: nn.Module) -> Plan:
@@ -112,6 +124,7 @@ class QuantRecipe:
         weights, inputs = self._by_kind(found, model)
         names = list(weights)
         others = [name for name in found if name not in weights]
+        self._except(weights, inputs)
         for pattern, other in self.overrides.items():
             at = _path(pattern)
             chosen = matching(pattern, names, at, others)
@@ -156,6 +169,21 @@ class QuantRecipe:
             if site.inputs is not None:
                 inputs[name] = self.activations, "quant.activations"
         return weights, inputs
+
+    def _except(self, weights: _Weights, inputs: _Inputs) -> None:
+        """Follow the model's exceptions; formats that were one object stay one."""
+        names = list(weights)
+        for pattern, other in self.exceptions.items():
+            at = f"quant.exceptions.{pattern}"
+            made: dict[int, Format] = {}
+            for name in matching(pattern, names, at):
+                for chosen in (weights, inputs):
+                    format = chosen.get(name, (None,))[0]
+                    if format is not None:
+                        made.setdefault(id(format), other.applied(format, at))
+                        chosen[name] = made[id(format)], at
+                if other.inputs == "none" and name in inputs:
+                    inputs[name] = None, at
 
     def _head(self, model: nn.Module) -> nn.Module | None:
         if tied(model) and self.head is not None and self.head.spec() != self.embedding.spec():

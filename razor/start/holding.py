@@ -51,7 +51,7 @@ def holding(recipe: QuantRecipe | PlanFile, lr_multiplier: float = 10.0) -> Quan
 
 
 def _arguments(recipe: QuantRecipe) -> dict[str, Any]:
-    names = ("name", "embedding", "activations", "kv_cache", "head", "rest", "exclude")
+    names = ("name", "embedding", "activations", "kv_cache", "head", "rest", "exclude", "exceptions")
     return {name: getattr(recipe, name) for name in names}
 
 

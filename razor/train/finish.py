@@ -10,6 +10,7 @@ from razor.data.sources.hub_benchmarks import said_of
 from razor.data.steps import StepBatches
 from razor.evals.allocation_report import of_run
 from razor.evals.figures import draw_losses, draw_score_vs_ratio
+from razor.evals.plan_table import size_figures
 from razor.evals.report import Report, Row
 from razor.export.compressed import Compressed
 from razor.export.exporter import export
@@ -25,6 +26,7 @@ from razor.train.starting import start_facts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from razor.quant import ModelSize
     from razor.train.job import Job, Prepared, Training
 
 
@@ -48,7 +50,7 @@ def finish(
     report = Report(
         title=f"{job.model.name}, {job.recipe.name} ({job.recipe.w_a_kv})",
         rows=_rows(job, prepared, evaluation, packed),
-        facts=_facts(job, corpus, batches, training, seconds),
+        facts=_facts(job, prepared.size, corpus, batches, training, seconds),
         notes=_notes(job, evaluation, training),
     )
     if draw_losses(job.folder / LOGS / "metrics.csv", job.folder / "losses.png"):
@@ -77,7 +79,7 @@ def _rows(job: Job, prepared: Prepared, evaluation: Evaluation, packed: Path) ->
     if job.teaching.another:
         large = 2 * sum(p.numel() for p in job.teaching.teacher.skeleton().parameters())
     sizes: dict[str, tuple[str, float, int]] = {
-        "teacher": ("W16-A16-KV16" if job.model.task == "text" else "W16-A16", full / large, large),
+        "teacher": ("W16-A16" if job.model.task == "images" else "W16-A16-KV16", full / large, large),
         "before": (job.recipe.w_a_kv, total.ratio_paper, small),
         "after": (job.recipe.w_a_kv, total.ratio_paper, small),
     }
@@ -130,7 +132,7 @@ def _held_out_note(job: Job, evaluation: Evaluation) -> str:
 
 
 def _facts(
-    job: Job, corpus: Corpus, batches: StepBatches, training: Training, seconds: float
+    job: Job, size: ModelSize, corpus: Corpus, batches: StepBatches, training: Training, seconds: float
 ) -> dict[str, Any]:
     taught: dict[str, Any] = {}
     unit = job.teaching.source.unit
@@ -160,6 +162,7 @@ def _facts(
             "config": job.config,
         }
         | taught
+        | ({"towers": {n: size_figures(s) for n, s in size.towers.items()}} if size.towers else {})
         | start_facts(job.folder)
         | of_run(job.folder)[0]
         | environment(job.settings.device)

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from razor import processes
 from razor.data.steps import StepBatches
 from razor.distill import LogitsLoss
+from razor.quant.anatomy import towers_of
 from razor.train.checkpoints import AtomicCheckpointIO, Checkpoints
 from razor.train.evaluation import Evaluation
 from razor.train.job import Job, Training
@@ -87,9 +88,11 @@ def strategy_of(module: DistillModule) -> Any:
     if kind == "fsdp2":
         return Sharded(world)
     if kind == "ddp":
-        # DDP waits for all gradients: without a loss on logits the head has none, nor has a loss of weight 0
-        losses = module.objective.losses.values()
-        idle = bool(module.objective.scheduled) or not any(isinstance(loss, LogitsLoss) for loss in losses)
+        # DDP waits for all gradients: without a loss on logits the head has none, nor has a loss of weight 0, nor a
+        # tower that had nothing to read
+        losses, towers = module.objective.losses.values(), towers_of(module.student)
+        idle = bool(module.objective.scheduled or towers)
+        idle = idle or not any(isinstance(loss, LogitsLoss) for loss in losses)
         return DDPStrategy(
             find_unused_parameters=idle, gradient_as_bucket_view=True, timeout=processes.PATIENCE
         )

@@ -91,6 +91,7 @@ class Prepared:
         minutes = "" if self.needs.seconds is None else f", about {self.needs.seconds / 60:.0f} min"
         warning = self.needs.warning()
         note = f" ({job.model_note})" if job.model_note else ""
+        towers = ", passes of towers left out" if self.size.towers else ""
         budget = (
             f"{job.settings.max_minutes:g} minutes of training"
             if job.settings.max_minutes
@@ -107,7 +108,7 @@ class Prepared:
                 f"losses   {objective}",
                 *_text_line(job.teaching),
                 f"budget   {budget} of training on {_processes(job.settings)}, "
-                f"{self.needs.memory / 1e9:.1f} GB of memory (estimates)",
+                f"{self.needs.memory / 1e9:.1f} GB of memory (estimates{towers})",
                 *([] if warning is None else [f"warning  {warning}"]),
                 f"folder   {job.folder}",
             ]

@@ -1,4 +1,4 @@
-"""What a run asks for, held against the kind of its model: of text or of images."""
+"""What a run asks for, held against the kind of its model: of text, of images, or of both."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from razor.train.job import Job
 
 
+EVALS = {"text": "quick, offline, table, none", "images": "classification, none", "media": "none"}
+"""Options of conf/evals for a kind of model."""
+
+
 def check_kind(job: Job, skeleton: PreTrainedModel) -> None:
     """Raise RazorError if scores, exports, start or settings of a run are not for models of its kind."""
     name, task, benchmark = job.model.name, job.model.task, job.benchmark
     if benchmark.tasks and benchmark.task != task:
-        choices = "classification, none" if task == "images" else "quick, offline, table, none"
+        choices = EVALS[task]
         raise RazorError(
             f"evals asks about {benchmark.task}, and model={name} reads {task}: evals={choices}."
         )

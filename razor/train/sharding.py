@@ -84,7 +84,11 @@ class Sharded(ModelParallelStrategy):
 
 
 def shard_modules(module: DistillModule, mesh: DeviceMesh, teacher_too: bool) -> None:
-    """Cut student and, if wanted, teacher, in place."""
+    """Cut student and, if wanted, teacher, in place.
+
+    Towers are parts of the whole and not cut layer by layer: gathering a layer takes all processes, and a tower
+    runs only where a micro-batch has something for it.
+    """
     from torch.distributed.fsdp import fully_shard
 
     over = mesh["data_parallel"]

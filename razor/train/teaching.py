@@ -22,6 +22,7 @@ from razor.data.teacher_cache import Identity, identity_of, open_cache
 from razor.data.teacher_cache_kinds import Kept
 from razor.errors import RazorError
 from razor.models import ModelSource
+from razor.models.media_reader import MediaReader
 from razor.models.task import check_same_outputs
 from razor.train.settings import TrainSettings
 
@@ -86,15 +87,15 @@ class Teaching:
         Raises:
             RazorError: text or a model that cannot be had, or vocabularies that differ.
         """
+        self.check_task()
         self.source.check_for(self.model.tokenizer)
         self.model.prepare()
-        self.check_task()
         if self.another:
             check_vocabularies(self.model, self.teacher)
         if self.cached is not None:
             if self.model.task != "text":
                 raise RazorError(
-                    "teacher=cached keeps what a teacher says of tokens: for images leave it out."
+                    f"teacher=cached keeps what a teacher says of text: for {self.model.task} leave it out."
                 )
             self.cached.kept.check(self.teacher.config().get_text_config().vocab_size)
 
@@ -103,7 +104,8 @@ class Teaching:
         if self.model.task != self.source.task:
             raise RazorError(
                 f"model={self.model.name} reads {self.model.task}, and the data is {self.source.task}: choose a "
-                "model for the data, or data for the model (data=digits has images; the other options text)."
+                "model for the data, or data for the model (data=digits has images, data=digits_and_sounds media: "
+                "text with images and sound; the other options have text)."
             )
 
     def load_teacher(self) -> PreTrainedModel:
@@ -111,7 +113,7 @@ class Teaching:
         return nn.Module.to(self.teacher.load(self.settings.dtype), self.settings.device)
 
     def corpus(self) -> Corpus:
-        """The text, written by the teacher if the source wants that, or the images; without cached targets."""
+        """The text, written by the teacher if the source wants that, images or both; without cached targets."""
         return self.source.corpus(
             Wanted(
                 tokenizer=self.model.tokenizer(),
@@ -121,6 +123,7 @@ class Teaching:
                 model_max_length=self.longest_text,
                 teacher=Teacher(self.teacher.fingerprint(), self.load_teacher),
                 reading=self.reading,
+                reader=MediaReader(self.model) if self.model.task == "media" else None,
             )
         )
 
@@ -156,7 +159,7 @@ def check_vocabularies(model: ModelSource, teacher: ModelSource) -> None:
     """Raise RazorError unless a token (or a class) means the same to both; prepares the teacher if sizes agree."""
     check_same_outputs(model.name, model.config(), teacher.name, teacher.config())
     teacher.prepare()
-    if model.task != "text":
+    if model.task == "images":
         return
     own, theirs = (source.tokenizer().get_vocab() for source in (model, teacher))  # type: ignore[union-attr]
     if own != theirs:
@@ -169,7 +172,7 @@ def check_vocabularies(model: ModelSource, teacher: ModelSource) -> None:
 
 def longest_text(model: ModelSource) -> int | None:
     """Longest sequence the model can read, tokens; None if it does not say."""
-    return getattr(model.config(), "max_position_embeddings", None)
+    return getattr(model.config().get_text_config(), "max_position_embeddings", None)
 
 
 Lend = Callable[[], "PreTrainedModel"]

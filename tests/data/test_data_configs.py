@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from razor.data.images import ImageSource
+from razor.data.media import MediaSource
 from razor.data.reading import Reading
 from razor.data.sources.base import TextSource
 
@@ -22,10 +23,12 @@ def test_option_gives_a_source_and_the_common_keys(path):
     source = instantiate(config.data.source, _convert_="all")
     common = {key: config.data[key] for key in config.data if key != "source"}
     assert common.pop("seed") == 11
-    sizes = ("rows_per_batch", "held_out") + (("sequence_length",) if isinstance(source, TextSource) else ())
+    sizes = ("rows_per_batch", "held_out") + (() if isinstance(source, ImageSource) else ("sequence_length",))
     counts = {key: common.pop(key) for key in sizes}
     assert all(isinstance(value, int) and value > 0 for value in counts.values())
-    if isinstance(source, ImageSource):  # there is nothing to pack, and nothing to read in several processes
+    if isinstance(
+        source, ImageSource | MediaSource
+    ):  # there is nothing to pack, and nothing to read in several processes
         assert not common
         return
     assert isinstance(source, TextSource)

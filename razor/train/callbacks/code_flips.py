@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from razor.quant import Codes, FakeQuantizer, Format, Grouped, RowMix, Site, sites
+from razor.quant.anatomy import towers_of
 from razor.quant.lending import WEIGHTS, slot
 from razor.train.callbacks.base import RunCallback, RunFacts, check_every, check_whole, due
 from razor.train.sharding import full
@@ -34,7 +35,8 @@ class CodeFlips(RunCallback):
     """Logs `codes/flipped`, `codes/scale_drift` and `codes/saturated`, of all and as `.../<layer>`.
 
     Flipped: part of the codes that differ from those at the last look. Scale drift: mean relative change of the
-    scales since then. Layers are those of the decoder (`layer_03`), and every weight outside by its name.
+    scales since then. Layers are those of the decoder (`layer_03`) or of a tower
+    (`vision/layer_03`), and every weight outside by its name.
 
     Args:
         every: optimizer steps between looks.
@@ -74,6 +76,7 @@ class CodeFlips(RunCallback):
         it counts for saturation alone.
         """
         counts: dict[str, list[float]] = defaultdict(lambda: [0.0] * 6)  # flips, of, drift, of, ends, of
+        towers = {id(part): name for name, tower in towers_of(student).items() for part in tower.modules()}
         for site, quantizer in coded_sites(student):
             format, matrix = quantizer.format, quantizer.view.matrix(full(site.weight.detach()))
             codes = format.encode(matrix)
@@ -87,7 +90,7 @@ class CodeFlips(RunCallback):
                 )
                 found[:4] = compared(old, codes)
             self._last[site.name] = {"spec": spec, "packed": format.pack(codes)}
-            for name in ("", f"/{layer_of(site.name)}"):
+            for name in ("", f"/{layer_of(site.name, towers.get(id(site.module)))}"):
                 counts[name] = [a + b for a, b in zip(counts[name], found, strict=True)]
         values: dict[str, float] = {}
         for name, (flips, codes_seen, drift, scales_seen, at_ends, of) in counts.items():
@@ -134,7 +137,8 @@ def ends(format: Format, codes: Codes, matrix: Tensor) -> float:
     return float((codes.values.eq(format.lowest) | codes.values.eq(format.highest)).sum())
 
 
-def layer_of(name: str) -> str:
-    """`model.layers.3.mlp.up_proj` -> `layer_03`; a name without a number stays."""
+def layer_of(name: str, tower: str | None = None) -> str:
+    """`model.layers.3.mlp.up_proj` -> `layer_03`, in a tower `vision/layer_03`; a name without a number stays."""
     number = re.search(r"\.(\d+)(\.|$)", name)
-    return f"layer_{int(number.group(1)):02d}" if number else name
+    beside = "" if tower is None else f"{tower}/"
+    return f"{beside}layer_{int(number.group(1)):02d}" if number else name

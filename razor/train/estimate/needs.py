@@ -182,7 +182,7 @@ def helps(of: Estimate) -> list[tuple[str, Estimate]]:
     if case.rows > 1:
         more = case.accumulate * case.rows
         changes[f"data.rows_per_batch=1 trainer.accumulate={more}"] = {"rows": 1, "accumulate": more}
-    if case.taught and not case.image:
+    if case.taught and case.model.task == "text":
         kld = Objective({"kld": ForwardKL()}, {"kld": 1.0})
         changes["teacher=cached distill=kld"] = {"objective": kld, "cached": "sampled"}
     together = {key: value for change in changes.values() for key, value in change.items()}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
-from razor.distill import Batch, ImageBatch, Samples, Targets
+from razor.distill import Batch, ImageBatch, MediaBatch, Samples, Targets
 from razor.errors import RazorError
 from razor.models import ModelSource, RandomModel, make_student
 from razor.models.task import outputs_of
@@ -68,7 +68,11 @@ def batch_of(case: Case) -> Samples:
     outputs = outputs_of(case.model.config())
     if case.image:
         return ImageBatch.of(torch.randn(case.rows, *case.image), torch.randint(0, outputs, (case.rows,)))
-    return random_batch(case.rows, case.length, outputs, case.cached)
+    batch = random_batch(case.rows, case.length, outputs, case.cached)
+    if case.model.task == "media":  # text alone: its towers have nothing to read
+        given = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        return MediaBatch(**given, kinds=torch.zeros_like(batch.input_ids), media={})
+    return batch
 
 
 def random_batch(rows: int, length: int, vocabulary: int, cached: str | None = None) -> Batch:

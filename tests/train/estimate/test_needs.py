@@ -378,7 +378,9 @@ def test_every_recipe_has_an_estimate(quant: str, tmp_path: Path) -> None:
     "distill", sorted(p.stem for p in (CONF / "distill").glob("*.yaml") if p.stem != "recipe")
 )
 def test_every_objective_has_an_estimate(distill: str) -> None:
-    of = case(f"distill={distill}")
+    of = case(
+        f"distill={distill}", *(["model=tiny_omni", "data=digits_and_sounds"] if distill == "towers" else [])
+    )
     found = estimate(of, RATE, 10**12, BASE)
     assert ("teacher" in found.held.parts) and of.taught == (distill != "ce")
 
