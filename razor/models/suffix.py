@@ -36,7 +36,7 @@ def starting_at(
         passed = given[0] if given else named["hidden_states"]
         return (passed,) if tuples else passed
 
-    skipped = list(blocks[:layer])  # type: ignore[arg-type]
+    skipped = list(blocks[:layer])
     former = [block.__dict__.get("forward") for block in skipped]
     handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
     for block in skipped:
