@@ -7,7 +7,7 @@ A score runs in a process of its own, one after the other: the model is loaded, 
         [scores=weight_error,activation_error,fisher,kl] [options=ternary,int2,int3,int4] [matrices=8]
 
 prints one JSON line. `seconds` are wall clock, `cpu_seconds` this process's own, for a machine that is shared;
-`per_row` what a further row of text costs. `kl` is measured on `matrices` matrices spread evenly over the model and one
+`per_row` what a further row of text costs. `kl` is measured on `matrices` matrices spread over the model and one
 row, and `all_cpu_seconds` says what all of them would take. `peak` is resident memory at its highest, `model` the
 bytes of the model's tensors, `beside` the difference less what Python and torch take before anything is loaded;
 `matrix` is the largest matrix in fp32 and `gram` its Gram matrix, beside which this stands.

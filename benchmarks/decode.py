@@ -2,17 +2,18 @@
 
 Files of one shape (Qwen3-0.6B's, random weights) in BF16, F16, Q4_0, TQ2_0, TQ1_0 and, mixed by whole matrices,
 2.79 and 1.88 nominal bits; `found_2.79` and `found_1.88` are plans that `razor allocate fits=gguf` finds, of so
-many real bits in a decoder's weight (by squared error: random weights have no text to be judged on). A process for each, all waiting for their turn, so that no two compute at once; in a round each
-reads a prompt of `prompt` tokens and then writes `tokens` tokens one by one.
+many real bits in a decoder's weight (by squared error: random weights have no text to be judged on). A process for
+each, all waiting for their turn, so that no two compute at once; in a round each reads a prompt of `prompt` tokens
+and then writes `tokens` tokens one by one.
 
     python benchmarks/decode.py [model=qwen3_0p6b] [weights=random] [tokens=128] [prompt=512] [rounds=5]
         [threads=2] [cases=bf16,f16,q4_0,tq2_0,tq1_0,2.79,1.88] [vocabulary=FOLDER] [keep=FOLDER]
     python benchmarks/decode.py cases=q4_0,tq1_0,found_2.79,found_1.88
 
-prints one JSON line: medians, and ratios to the first case round by round, beside the ratio of the files' bytes, which is the
-limit where reading memory is what takes the time. `vocabulary` names a folder with another tokenizer for the files
-(the model's own; random weights come with bytes alone, and 151,669 words take some MB). `keep` keeps the files, and
-uses those that are there. RAZOR_LLAMA_CPP chooses another llama.cpp than the package's.
+prints one JSON line: medians, and ratios to the first case round by round, beside the ratio of the files' bytes,
+which is the limit where reading memory is what takes the time. `vocabulary` names a folder with another tokenizer
+for the files (the model's own; random weights come with bytes alone, and 151,669 words take some MB). `keep` keeps
+the files, and uses those that are there. RAZOR_LLAMA_CPP chooses another llama.cpp than the package's.
 """
 
 from __future__ import annotations

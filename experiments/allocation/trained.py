@@ -5,8 +5,8 @@
         seeds=0,1,2 [steps=43] [every_nth=true] [dry_run=true]
 
 A plan is given as WIDTH:FILE, and its folder (or the file, if that is not called plan.yaml) names it in tables.
-With it, every n-th row in the same formats is trained (`every_nth`: quant=mixed_2p79 or mixed_1p88), by the same recipe,
-on the same text and tokens: the ladder's `budget=small`, 43 steps. `recipe=paper` is the paper's losses,
+With it, every n-th row in the same formats is trained (`every_nth`: quant=mixed_2p79 or mixed_1p88), by the same
+recipe, on the same text and tokens: the ladder's `budget=small`, 43 steps. `recipe=paper` is the paper's losses,
 `recipe=ours` a start by GPTQ and experiment=small_budget's losses, whose rows are taken off the steps. A cell is a
 file in `results/trained/`; one that is there is not made again.
 """
