@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LIBRARY = ("awq", "autoround")
 METHODS = ("rtn", "gptq", "start", *LIBRARY)
-PUBLISHED = partial(GPTQ, follow=0.0, refit=False, passes=0)
+PUBLISHED = partial(GPTQ, follow=0.0, refit=False, passes=0, damping=0.01)
 """GPTQ as the paper has it; `start` is what start=gptq does."""
 
 PACKAGES = ("torch==2.13.0", "auto-round==0.16.1")

@@ -103,7 +103,7 @@ class GPTQ:
         follow: float = 1.0,
         refit: bool = True,
         passes: int = 4,
-        damping: float = 0.01,
+        damping: float = 0.1,
         block: int = 128,
         lr_multiplier: float = 10.0,
     ) -> None:
@@ -137,8 +137,13 @@ class GPTQ:
         linears_of(model, {name: place.weights for name, place in plan.modules.items()})
 
     def batches(self, rows: PackedRows, seed: int) -> list[Batch]:
-        """The text to look at: `self.rows` of these rows, or all if there are fewer, in an order of the seed."""
-        chosen = np.random.default_rng(seed).permutation(len(rows))[: self.rows].tolist()
+        """The text to look at: `self.rows` of these rows, or all if there are fewer.
+
+        They are those that training in the order of this seed comes to last (`razor.data.steps`): what a start was
+        fitted to has little to teach, and seen first it would spend the steps at which most is to be learned.
+        """
+        first_epoch = np.random.default_rng([seed, 0]).permutation(len(rows))
+        chosen = first_epoch[::-1][: self.rows].tolist()
         each = max(1, TOKENS // rows.sequence_length)
         return [rows.batch(chosen[start : start + each]) for start in range(0, len(chosen), each)]
 
