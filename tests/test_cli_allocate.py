@@ -177,6 +177,7 @@ BAD = [
         "scores=nowhere",
         "There are no scores 'nowhere': razor allocate writes scores.safetensors into its folder.",
     ),
+    ("quant=w4 score=kl", "'score' is a group of conf/ that nothing in this config reads"),
     ("interactions=-1", "interactions=-1 must be at least 0."),
     ("curve=many", "curve='many' must be a whole number, not text."),
     ("out=", "out= is empty: give a folder, or leave it out."),
