@@ -19,7 +19,8 @@ sys.path.insert(0, str(HERE))
 import study_cells  # noqa: E402
 import study_documents  # noqa: E402
 import study_figures  # noqa: E402
-from allocation.tables import allocation  # noqa: E402
+from allocation import figures as allocation_figures  # noqa: E402
+from allocation.tables import allocation, trained  # noqa: E402
 from study_cells import Cell  # noqa: E402
 from study_rows import (  # noqa: E402
     HELD_OUT,
@@ -146,6 +147,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "allocation": allocation,
     "vision_resnet18": lambda: vision("resnet18"),
     "vision_vit_s16": lambda: vision("vit_s16"),
+    "allocation_trained": trained,
+    "allocation_figures": allocation_figures.shown,
     "peer_grid_small": lambda: grid("small"),
 }
 """What documents may ask for."""
@@ -155,7 +158,7 @@ def main() -> None:
     """Tables, then figures."""
     for path in study_documents.write(TABLES):
         print(f"{path.relative_to(ROOT)}: written again", file=sys.stderr)
-    for path in study_figures.draw_all():
+    for path in [*study_figures.draw_all(), *allocation_figures.draw_all()]:
         print(f"{path.relative_to(ROOT)}: drawn", file=sys.stderr)
 
 

@@ -11,6 +11,7 @@ from razor.errors import RazorError
 from tests.test_studies import load
 
 run, tables = load("allocation/run"), load("allocation/tables")
+trained, figures = load("allocation/trained"), load("allocation/figures")
 TINY = ("model=tiny_llama", "rung=tiny", "mix=text: 1", "tokens=3000", "held_out=4", "sequence_length=128")
 
 
@@ -64,3 +65,60 @@ def test_the_table_holds_plans_against_the_papers(tmp_path: Any, monkeypatch: py
     lines = tables.allocation("x").splitlines()
     assert lines[2].startswith("| `mixed_2p79` | every n-th row (the paper) | 2.79 |") and "+0 %" in lines[2]
     assert "rows by `fisher`" in lines[3] and "| 4.000 | -60 % |" in lines[3]
+
+
+def test_plans_are_trained_beside_every_nth_row_at_equal_tokens(tmp_path: Any, capsys: Any) -> None:
+    from tests.allocate.conftest import automatic
+
+    found, space, _ = automatic()
+    file = tmp_path / "fisher_row" / "plan.yaml"
+    file.parent.mkdir()
+    found.stand_in(space).plan.save(file)
+    words = [f"plans=mixed_2p79:{file}", "recipe=paper,ours", "seeds=0,1", "dry_run=true"]
+    assert trained.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and all("experiment=ladder" in line for line in lines)
+    base, own = (next(line for line in lines if f"_{name}_ours_s1" in line) for name in ("nth", "fisher_row"))
+    assert "quant=mixed_2p79" in base and f"quant=plan quant.plan={file}" in own
+    for line in (base, own):  # 16 steps' rows went to the start
+        assert "start.rows=32" in line and "trainer.max_steps=27" in line and "seed=1" in line
+    for bad, problem in (
+        ("plans=", "plans= is empty"),
+        (f"plans=w4:{file}", "WIDTH:FILE, the width one of mixed_2p79, mixed_1p88"),
+        ("steps=16", "steps=16: recipe=ours uses 16 for its start"),
+    ):
+        with pytest.raises(RazorError, match=problem):
+            trained.main([*words, bad])
+
+
+def test_the_table_after_training_holds_plans_against_every_nth_row(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_studies import cell, cells
+
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    assert tables.trained() == tables.NOT_YET
+    for method, kl in (("every_nth_paper", 4.0), ("found_paper", 3.0), ("every_nth_ours", 2.0)):
+        path = tmp_path / "results" / "trained" / f"{method}.json"
+        cells.write(path, cell("mixed_2p79", method, kl))
+    rows = [line.split(" | ") for line in tables.trained().splitlines()[2:5]]
+    assert [row[1] for row in rows] == ["`ours`", "`paper`", "`paper`"]
+    assert [row[-2] for row in rows] == ["+0 %", "+0 %", "-25 %"]
+
+
+def test_figures_are_drawn_from_the_files_that_are_kept(
+    razor: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert figures.draw_all() == [] or figures.FOUND.is_dir()
+    words = ("model=tiny_llama", "trainer=cpu", "score=weight_error", "check=0", "json=true")
+    found, into = tmp_path / "found", tmp_path / "drawn"
+    into.mkdir()
+    done = razor("allocate", *words, f"out={found}")
+    assert done.code == 0, done.err
+    drawn = figures.draw(found, into)
+    assert [path.name for path in drawn] == ["plan.png", "sensitivity.png", "budgets.png"]
+    for name in ("sensitivity", "budgets"):
+        assert (into / f"{name}.png").read_bytes() == (found / f"{name}.png").read_bytes()
+    monkeypatch.setattr(figures, "FOUND", found)
+    text = figures.shown()
+    assert text.count("](../experiments/allocation/") == 3 and "tiny_llama, 2.79 code bits" in text

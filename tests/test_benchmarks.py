@@ -119,6 +119,15 @@ def test_files_of_llama_cpp_are_held_against_bf16(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_scores_are_timed_and_their_memory_counted() -> None:
+    found, _ = run("allocation.py", "model=tiny_llama", "rows=2", "length=32", "matrices=3")
+    scores = found["scores"]
+    assert scores["fisher"]["matrices"] == scores["fisher"]["of"] == 28 and scores["kl"]["matrices"] == 3
+    assert scores["kl"]["all_cpu_seconds"] == pytest.approx(scores["kl"]["cpu_seconds"] * 28 / 3, abs=0.2)
+    assert all(score["peak_MB"] > score["model_MB"] > 0 for score in scores.values())
+
+
+@pytest.mark.slow
 def test_a_file_is_held_against_its_student(finished_run: Any) -> None:
     """On the run's own held-out text, token by token, as its report counts them."""
     found, _ = run("parity.py", f"run={finished_run.folder}", "f32=false")
@@ -131,14 +140,16 @@ def test_a_file_is_held_against_its_student(finished_run: Any) -> None:
 
 
 def test_tables_are_those_of_the_results() -> None:
-    """What docs/exports.md shows is what the lines in benchmarks/results say."""
+    """What documents show is what the lines in benchmarks/results say."""
     sys.path.insert(0, str(BENCHMARKS / "results"))
     try:
         import tables
     finally:
         sys.path.pop(0)
-    text = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
-    assert {name for _, name, _ in tables.BLOCK.findall(text)} == set(tables.TABLES)
-    assert tables.written(text) == text
+    texts = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("exports.md", "allocation.md")]
+    shown = {name for text in texts for _, name, _ in tables.BLOCK.findall(text)}
+    assert shown == set(tables.TABLES)
+    assert all(tables.written(text) == text for text in texts)
+    text = texts[0]
     line = tables.lines("decode_avx2")[-1]["cases"]["q4_0"]
     assert f"| {line['tokens_per_second']} | {line['speed ratio']} |" in text

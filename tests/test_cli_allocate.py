@@ -20,7 +20,7 @@ TINY = (
     "data.held_out=4",
     "data.sequence_length=128",
 )
-QUICK = ("rows=4", "kl_rows=2", "check=2")
+QUICK = ("score.rows=4", "kl_rows=2", "check=2")
 FILES = {"plan.yaml", "plan.csv", "plan.png", "scores.safetensors", "scores.csv", "allocation.json"} | {
     "sensitivity.png",
     "budgets.png",
@@ -89,9 +89,8 @@ def test_json_is_one_object_and_scores_are_used_again(
 def test_a_run_finds_its_plan_keeps_it_and_shows_it(main_job: Any) -> None:
     words = (
         "quant=auto_1p88",
-        "quant.rows=4",
         "quant.check=2",
-        "quant.score=weight_error",
+        "score=weight_error",
         "trainer.max_steps=1",
     )
     done = main_job(*words)
@@ -112,9 +111,8 @@ def test_a_run_that_goes_on_uses_the_plan_it_has(main_job: Any, monkeypatch: pyt
     """Even one that was stopped before its recipe was written, and whose plan somebody changed since."""
     words = (
         "quant=auto_2p79",
-        "quant.rows=2",
         "quant.check=0",
-        "quant.score=weight_error",
+        "score=weight_error",
         "trainer.max_steps=1",
     )
     folder = main_job.folder()
@@ -143,7 +141,7 @@ def test_a_run_that_goes_on_uses_the_plan_it_has(main_job: Any, monkeypatch: pyt
 def test_verbs_that_take_a_quant_take_one_that_is_to_be_found(
     razor: Callable[..., Any], tmp_path: Path, verb: str
 ) -> None:
-    words = ["model=tiny_llama", "quant=auto_2p79", "quant.score=weight_error"]
+    words = ["model=tiny_llama", "quant=auto_2p79", "score=weight_error"]
     if verb in ("quantize", "estimate"):
         words += TINY[1:]
     done = razor(verb, *words, *([f"out={tmp_path / 'small'}"] if verb == "quantize" else ["json=true"]))
@@ -163,8 +161,15 @@ BAD = [
         "options=[ternary,int44]",
         "options: there is no format 'int44'. Did you mean 'int4'? Choices: affine2, ",
     ),
-    ("score=hessian", "score=hessian. Choices: activation_error, fisher, kl, weight_error."),
-    ("rows=200", "rows=200: at most 128 rows of calibration text are looked at."),
+    (
+        "score=hessian",
+        "There is no score=hessian. Choices: activation_error, fisher, kl, weight_error. They lie in conf/score/.",
+    ),
+    ("score=kl score.rows=200", "score.rows=200 must be 1 to 128 rows of calibration text."),
+    (
+        "score=kl granularity=row",
+        "score=kl judges whole matrices, granularity=row wants one that tells rows apart",
+    ),
     ("fits=ggml", "fits=ggml. Choices: any, gguf."),
     ("fits=gguf", f"budget=2.79 {OUTSIDE}4.5 code bits, the largest 4.5 code bits."),
     ("quant=w4", "quant=w4 leaves nothing to be found: quant=auto_2p79, budget=... for another size."),
@@ -172,6 +177,7 @@ BAD = [
         "scores=nowhere",
         "There are no scores 'nowhere': razor allocate writes scores.safetensors into its folder.",
     ),
+    ("quant=w4 score=kl", "'score' is a group of conf/ that nothing in this config reads"),
     ("interactions=-1", "interactions=-1 must be at least 0."),
     ("curve=many", "curve='many' must be a whole number, not text."),
     ("out=", "out= is empty: give a folder, or leave it out."),

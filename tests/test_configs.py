@@ -44,6 +44,9 @@ VALUES = {
     ("quant", "plan"): ["quant.plan=plan.yaml"],
 }
 
+# groups that another option brings along
+BESIDE = {"score": ["quant=auto_2p79"]}
+
 
 def missing_in(config: Any) -> set[str]:
     """Full names of the keys that wait for a value."""
@@ -90,15 +93,16 @@ def test_every_option_composes_and_instantiates(
     recipe_and_plan(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     given = VALUES.get((group, option), [])
-    bare = cli.composed("train", [f"{group}={option}"])
+    beside = BESIDE.get(group, [])
+    bare = cli.composed("train", [f"{group}={option}", *beside])
     assert missing_in(bare) == {word.partition("=")[0] for word in given}
     given = [*given, "recipe=recipe.yaml"] if option == "recipe" else given
-    config = cli.composed("train", [f"{group}={option}", *given])
+    config = cli.composed("train", [f"{group}={option}", *beside, *given])
     assert not missing_in(config)
     OmegaConf.to_container(config, resolve=True)  # every reference leads somewhere
     assert isinstance(cli.model_source(config), ModelSource)
     kinds = {"plan": PlanFile, "auto_2p79": Automatic, "auto_1p88": Automatic}
-    assert isinstance(cli.build(config.quant), kinds.get(option, QuantRecipe))
+    assert isinstance(cli.build(config.quant), Automatic if beside else kinds.get(option, QuantRecipe))
     assert isinstance(cli.build(config.distill), Objective)
     assert isinstance(cli.build(config.trainer), TrainSettings)
     assert isinstance(cli.build(config.evals), Benchmark | Classification)

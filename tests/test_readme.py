@@ -234,7 +234,8 @@ def verb(words: list[str], place: Place) -> None:
         options |= {"folder": str(place.tmp / "exports"), "dry_run": "true"}
     if words[0] == "compare":  # where a reader has runs/
         options.setdefault("dirs", "runs")
-    options = place.own_files(options, options.get("model", "smollm2_135m"))
+    model = TINY["model"] if words[0] == "quantize" else options.get("model", "smollm2_135m")
+    options = place.own_files(options, model)
     given = [words[0], *(f"{key}={place.run if key == 'run' else value}" for key, value in options.items())]
     if words[0] == "quantize" or options.get("quant", "").startswith("auto"):
         given = [word for word in given if not word.startswith("model=")] + [f"model={TINY['model']}"]

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/exports.md from the lines of JSON in this folder.
+"""Writes the tables of docs/exports.md and docs/allocation.md from the lines of JSON in this folder.
 
     python benchmarks/results/tables.py            # or make table
 
@@ -34,6 +34,7 @@ SIDES = {
     "decoded": "`hold=decoded`",
     "packed": "`hold=packed`",
 }
+NOT_YET = "(Not run yet.)\n"
 Lines = list[dict[str, Any]]
 
 
@@ -140,7 +141,54 @@ def parity() -> str:
     return f"{markdown(head, rows)}\n({hardware(measured)}.)\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"packed_model": packed_model, "decode": decode, "parity": parity}
+def decode_found() -> str:
+    """Plans of `razor allocate fits=gguf` beside Q4_0 and an all-ternary file."""
+    if not (HERE / "decode_found.jsonl").is_file():
+        return NOT_YET
+    line = lines("decode_found")[-1]
+    names = FILES | {f"found_{width}": f"found, {width} bits in the decoder" for width in ("2.79", "1.88")}
+    head = [
+        "Qwen3-0.6B's shape",
+        "MB",
+        "times smaller than Q4_0",
+        "tokens/s",
+        "times Q4_0",
+        "prompt, tokens/s",
+    ]
+    rows = []
+    for case, found in line["cases"].items():
+        figures = ("MB", "bytes ratio", "tokens_per_second", "speed ratio", "prompt_tokens_per_second")
+        rows.append([names[case], *(str(found[key]) for key in figures)])
+    task = f"{line['tokens']} tokens one by one after a prompt of {line['prompt']}, {line['rounds']} rounds"
+    version = line["machine"]["llama.cpp"]
+    return f"{markdown(head, rows)}\n({task}; llama.cpp {version}; {hardware([line])}.)\n"
+
+
+def allocation() -> str:
+    """Time and memory of each score."""
+    if not (HERE / "allocation.jsonl").is_file():
+        return NOT_YET
+    head = ["model", "score", "rows", "matrices", "CPU seconds", "all matrices", "a further row"]
+    head += ["peak, MB", "the model, MB", "beside it, MB", "largest matrix in fp32, MB"]
+    measured, rows = lines("allocation"), []
+    for line in measured:
+        for score, found in line["scores"].items():
+            row = [line["model"], f"`{score}`", str(found["rows"]), f"{found['matrices']} of {found['of']}"]
+            per_row = "" if found["per_row"] is None else f"{found['per_row']:.3g} s"
+            row += [f"{found['cpu_seconds']:.3g} s", f"{found['all_cpu_seconds']:.3g} s", per_row]
+            sizes = (f"{found[f'{key}_MB']:,.0f}" for key in ("peak", "model", "beside", "matrix"))
+            rows.append([*row, *sizes])
+    lengths = ", ".join(sorted({str(line["length"]) for line in measured}))
+    return f"{markdown(head, rows)}\n(Rows of {lengths} tokens; {hardware(measured)}.)\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "packed_model": packed_model,
+    "decode": decode,
+    "parity": parity,
+    "decode_found": decode_found,
+    "allocation": allocation,
+}
 
 
 def written(text: str) -> str:

@@ -45,7 +45,7 @@ DEFAULTS = {
     "seed": "0",  # of the text's split, of the rows that are looked at
     "options": "ternary,int2,int3,int4",
     "rows": "64",  # of training text that a score looks at
-    "kl_rows": "8",  # of them for true KL
+    "kl_rows": "8",  # of them for true KL: score=kl, swaps
     "rung": "smollm2_135m",
     "model": "smollm2_135m",
     "tokens": "140000",  # of the text
@@ -84,7 +84,10 @@ class Case:
 
 
 def words_of(options: dict[str, str], case: Case) -> list[str]:
-    """The words of `razor allocate` whose text, model and options a cell has."""
+    """The words of `razor allocate` whose text, model, options and score a cell has."""
+    score = () if case.score in BASES else (f"score={case.score}", f"granularity={case.granularity}")
+    rows = {"weight_error": (), "kl": (f"score.rows={options['kl_rows']}",)}
+    own = () if case.score in BASES else rows.get(case.score, (f"score.rows={options['rows']}",))
     return [
         f"model={options['model']}",
         f"seed={case.seed}",
@@ -95,7 +98,8 @@ def words_of(options: dict[str, str], case: Case) -> list[str]:
         f"data.sequence_length={options['sequence_length']}",
         "trainer=cpu",
         f"options=[{options['options']}]",
-        f"rows={options['rows']}",
+        *score,
+        *own,
         f"kl_rows={options['kl_rows']}",
         f"check={options['held_out']}",
     ]
@@ -126,8 +130,6 @@ class Maker:
         plan = recipe.plan(source.skeleton())
         bits = measure(source.skeleton(), plan).total.bits_per_weight
         config.budget, config.unit, config.swaps = bits, "bpw", case.swaps
-        if case.score not in BASES:
-            config.score, config.granularity = case.score, case.granularity
         search = self.search(case, config, settled(config))
         begun, formats = (
             time.perf_counter(),
@@ -202,8 +204,6 @@ class Maker:
 
 def cases_of(options: dict[str, str]) -> list[Case]:
     """All cells, the paper's first; a score that knows no rows has none by rows."""
-    from razor.allocate.scores import score_named
-
     seeds, swaps = study_making.numbers(options, "seed"), study_making.numbers(options, "swaps")
     quants, scores = options["quant"].split(","), options["score"].split(",")
     granularities = study_making.chosen(options, "granularity", ("matrix", "row", "block"))
@@ -211,7 +211,7 @@ def cases_of(options: dict[str, str]) -> list[Case]:
     for score, granularity, quant, seed, swap in itertools.product(
         scores, granularities, quants, seeds, swaps
     ):
-        if granularity != "row" or score_named(score).by_rows:
+        if granularity != "row" or cli.build(cli.composed("allocate", [f"score={score}"]).score).by_rows:
             cases.append(Case(quant, seed, score, granularity, swap))
     return cases
 

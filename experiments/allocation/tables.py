@@ -25,6 +25,29 @@ def said(cell: study_cells.Cell) -> str:
     return f"{by} by `{cell['score']}`{trials}"
 
 
+def trained() -> str:
+    """Plans after training beside every n-th row, by recipe, the best last."""
+    cells = study_cells.read(HERE / "results" / "trained")
+    if not cells:
+        return NOT_YET
+    head = ["bits of", "recipe", "plan", "bits per weight", "tokens", "KL before training", "held-out KL"]
+    head += ["change", "seeds"]
+    found: dict[tuple[str, str, str], list[study_cells.Cell]] = {}
+    for cell in cells:
+        plan, _, recipe = cell["method"].rpartition("_")
+        found.setdefault((cell["quant"], recipe, plan), []).append(cell)
+    means = {key: statistics.fmean(c["held_out"]["kl"] for c in same) for key, same in found.items()}
+    rows = []
+    for quant, recipe, plan in sorted(found, key=lambda key: (key[:2], -means[key])):
+        same, base = found[quant, recipe, plan], means.get((quant, recipe, "every_nth"))
+        change = "" if base is None else f"{100 * (means[quant, recipe, plan] / base - 1):+.0f} %"
+        row = [f"`{quant}`", f"`{recipe}`", SAID.get(plan, f"`{plan}`"), f"{same[0]['bits_per_weight']:.3f}"]
+        row += [study_rows.tokens(same[0]), study_rows.spread([cell["curve"][0][1] for cell in same], ".2f")]
+        rows.append([*row, study_rows.held_out(same, "kl", ".3f"), change, study_rows.seeds(same)])
+    hardware = study_rows.hardware(cells)
+    return f"{study_rows.markdown(head, rows, 3)}\n({hardware}; tokens: trained on + calibrated on.)\n"
+
+
 def allocation(rung: str = "smollm2_135m") -> str:
     """Every plan beside the paper's mixing of the same bits, the best first."""
     cells = study_cells.read(HERE / "results" / rung)

@@ -8,12 +8,12 @@ the plan that is found takes the recipe's place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from razor.allocate.budget import Budget
-from razor.allocate.scores import score_named
+from razor.allocate.scores import Score
 from razor.allocate.solving import Answer, answer, check_budget
 from razor.allocate.space import GRANULARITIES, Fit, Space
 from razor.allocate.table import Measured, ScoreTable
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FITS = ("any", "gguf")
-MOST_ROWS = 128
 
 
 class Automatic:
@@ -36,18 +35,17 @@ class Automatic:
         name: for tables and file names.
         budget: how much.
         options: names of the formats that a matrix may have.
-        embedding, activations, kv_cache, head, rest, overrides, exclude, exceptions: see `QuantRecipe`; weights
-            that a pattern names are not decided.
+        score: by which a matrix is judged.
         unit: of the budget, see `Budget`.
         granularity: "matrix", "row" (two formats may share a matrix) or "block" (a decoder layer has one).
         fits: "any", or "gguf": only what a GGUF type holds exactly, at that type's bits.
         coupled: whether q, k and v, and gate and up, have the same.
-        score: by which a matrix is judged, see `razor.allocate.scores`.
-        rows: of calibration text, 1..128.
-        kl_rows: of them, for what measures true KL: score=kl, swaps, interactions.
+        kl_rows: of calibration text, for true KL of plans: swaps, interactions.
         swaps: plans tried on true KL after the first, see `razor.allocate.refine`.
         check: rows of held-out text on which the plan's true KL is told; 0: none.
         seed: of the choice of rows and of the labels that Fisher draws.
+        places: embedding, activations and whatever else `QuantRecipe` has beside the decoder's weights; those that
+            a pattern of overrides or exclude names are not decided.
 
     Raises:
         RazorError: a value outside its choices.
@@ -58,24 +56,16 @@ class Automatic:
         name: str,
         budget: float,
         options: Sequence[str],
-        embedding: Format,
-        activations: Format | Literal["none"] | None,
-        kv_cache: Format | Literal["none"] | None,
-        head: Format | None = None,
-        rest: Float16 | None = None,
-        overrides: Mapping[str, Any] | None = None,
-        exclude: Sequence[str] | None = None,
+        score: Score,
         unit: str = "code_bits",
         granularity: str = "matrix",
         fits: str = "any",
         coupled: bool = False,
-        score: str = "fisher",
-        rows: int = 64,
         kl_rows: int = 8,
         swaps: int = 0,
         check: int = 16,
         seed: int = 0,
-        exceptions: Mapping[str, Any] | None = None,
+        **places: Any,
     ) -> None:
         self.name, self.budget = name, Budget(budget, unit)
         self.options = list(dict.fromkeys(read(Sequence[str], options, "options")))
@@ -84,17 +74,15 @@ class Automatic:
         for key, value, choices in (("granularity", granularity, GRANULARITIES), ("fits", fits, FITS)):
             if value not in choices:
                 raise RazorError(f"{key}={value}.{did_you_mean(str(value), choices)}")
-        numbers = (("rows", rows, 1), ("kl_rows", kl_rows, 1), ("swaps", swaps, 0), ("check", check, 0))
-        for key, number, least in (*numbers, ("seed", seed, 0)):
+        numbers = (("kl_rows", kl_rows, 1), ("swaps", swaps, 0), ("check", check, 0), ("seed", seed, 0))
+        for key, number, least in numbers:
             if read(int, number, key) < least:
                 raise RazorError(f"{key}={number} must be at least {least}.")
-        if rows > MOST_ROWS:
-            raise RazorError(f"rows={rows}: at most {MOST_ROWS} rows of calibration text are looked at.")
         self.granularity, self.fits, self.coupled = granularity, fits, read(bool, coupled, "coupled")
-        self.score = score_named(score)
-        if granularity == "row" and not self.score.by_rows:
+        self.score = score
+        if granularity == "row" and not score.by_rows:
             raise RazorError(
-                f"score={score} judges whole matrices, granularity=row wants one that tells rows apart: "
+                f"score={score.name} judges whole matrices, granularity=row wants one that tells rows apart: "
                 "score=fisher, activation_error or weight_error."
             )
         if granularity == "row" and fits == "gguf":
@@ -102,11 +90,9 @@ class Automatic:
                 "granularity=row and fits=gguf do not go together: a tensor of a GGUF file has one type for all "
                 "its rows. Take granularity=matrix, or fits=any."
             )
-        self.rows, self.kl_rows, self.swaps, self.check, self.seed = rows, kl_rows, swaps, check, seed
+        self.kl_rows, self.swaps, self.check, self.seed = kl_rows, swaps, check, seed
         self._open = Float16()  # this very object marks what is to be decided
-        self._recipe = QuantRecipe(
-            name, self._open, embedding, activations, kv_cache, head, rest, overrides, exclude, exceptions
-        )
+        self._recipe = QuantRecipe(name, self._open, **places)
 
     def space(self, model: PreTrainedModel, options: Mapping[str, Format], fit: Fit | None = None) -> Space:
         """What can be decided about a model (any device, also meta), once the budget is known to lie within it.

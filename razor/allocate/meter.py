@@ -1,19 +1,18 @@
 """True KL: predictions of a model with weights in these formats, held against the 16-bit model's.
 
-KL(teacher || student) in nats per response token at temperature 1, the mean over tokens of some text. The teacher's
-last hidden states are kept and the model itself is not; so there is one model in memory at a time.
+KL(teacher || student) in nats per response token at temperature 1, the mean over tokens of some text. The teacher
+is asked once; its last hidden states are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from razor.allocate.space import Target
-from razor.allocate.suffix import starting_at
 from razor.allocate.switch import Switch
 from razor.distill import Batch, ForwardKL, Needs, Trace
 from razor.distill.chunked import chunked_loss
@@ -22,6 +21,7 @@ from razor.distill.head import Head
 from razor.distill.teacher_logits import TeacherLogits
 from razor.errors import RazorError
 from razor.models import layers_of, record
+from razor.models.suffix import starting_at
 from razor.quant import Format
 
 if TYPE_CHECKING:
@@ -32,15 +32,14 @@ Taught = Sequence[tuple[Batch, Head]]
 
 
 @torch.no_grad()
-def taught_by(load: Callable[[], PreTrainedModel], batches: Sequence[Batch]) -> Taught:
-    """What the teacher says of some text.
+def taught_by(teacher: PreTrainedModel, batches: Sequence[Batch]) -> Taught:
+    """What a teacher, in evaluation mode, says of some text.
 
     Raises:
         RazorError: there is no text, or none that carries a loss.
     """
     if not any(batch.tokens for batch in batches):
         raise RazorError("True KL needs text to be measured on: there is none (data=...).")
-    teacher = load().eval()
     return [(batch, Head.of(record(teacher, batch), batch.valid).detached()) for batch in batches]
 
 
@@ -78,7 +77,7 @@ class Meter:
         self.switch.hold({target.name: target.formats[option]})
         traces = []
         for (batch, _), kept in zip(self.taught, states, strict=True):
-            with starting_at(self.model, layer, kept[layer], self._tuples):
+            with starting_at(layers_of(self.model), layer, kept[layer], self._tuples):
                 traces.append(record(self.model, batch))
         return self._mean(traces)
 

@@ -42,21 +42,19 @@ class Text:
     """What is looked at.
 
     Attributes:
-        batches: calibration text.
-        kl_batches: the part of it for true KL.
+        calibration: gives the first so many rows of calibration text as batches, or all if there are fewer.
         held_out: other text, for the last word.
     """
 
-    batches: Sequence[Batch] = ()
-    kl_batches: Sequence[Batch] = ()
+    calibration: Callable[[int], Sequence[Batch]] = lambda _: ()
     held_out: Sequence[Batch] = ()
 
     @classmethod
-    def of(cls, automatic: Automatic, train: PackedRows, held_out: PackedRows, seed: int) -> Text:
-        """Rows chosen by a seed, as many as `automatic` says, or all if there are fewer."""
-        chosen = np.random.default_rng(seed).permutation(len(train))[: automatic.rows].tolist()
-        check = list(range(min(automatic.check, len(held_out))))
-        return cls(_some(train, chosen), _some(train, chosen[: automatic.kl_rows]), _some(held_out, check))
+    def of(cls, train: PackedRows, held_out: PackedRows, check: int, seed: int) -> Text:
+        """Training rows in an order by a seed, and the first `check` held-out rows."""
+        order = np.random.default_rng(seed).permutation(len(train)).tolist()
+        check = min(check, len(held_out))
+        return cls(lambda rows: _some(train, order[:rows]), _some(held_out, list(range(check))))
 
 
 def _some(rows: PackedRows, chosen: Sequence[int]) -> list[Batch]:
@@ -100,8 +98,8 @@ class Search:
     def subject(self) -> Subject:
         """The model that is measured, loaded when it is first wanted."""
         if self._subject is None:
-            text, seed = self.text, self.automatic.seed
-            self._subject = Subject.of(self.space, self.load, self.dtype, text.batches, text.kl_batches, seed)
+            text, seed = self.text.calibration, self.automatic.seed
+            self._subject = Subject.of(self.space, self.load, self.dtype, text, seed)
         return self._subject
 
     def table(self) -> ScoreTable:
@@ -111,12 +109,11 @@ class Search:
             RazorError: the score looks at text, and there is none.
         """
         score = self.automatic.score
-        batches = (
-            () if not score.looks_at_text else self.text.kl_batches if score.one_by_one else self.text.batches
-        )
-        if score.looks_at_text and not batches:
+        batches = self.text.calibration(score.rows) if score.rows else ()
+        if score.rows and not batches:
             raise RazorError(f"score={score.name} looks at calibration text, and there is none: data=... .")
-        setting = digest([self.space.base.to_dict(), str(self.dtype), self.automatic.seed, self.device])
+        around = [self.space.base.to_dict(), str(self.dtype), self.automatic.seed, self.device]
+        setting = digest([*around, *score.settings.items()])
         text = text_digest(batches) if batches else ""
         measured = Measured(self.model, score.name, score.unit, setting, text, text_tokens(batches))
         path = self.cache / measured.folder(self.space) / SCORES
@@ -130,7 +127,7 @@ class Search:
     def refined(self, first: Answer, table: ScoreTable) -> Refined:
         """The plan after `swaps` trials on true KL."""
         losses = {name: _loss(first, table, name) for name in self.space.targets}
-        meter, automatic = self.subject.meter(), self.automatic
+        meter, automatic = self.subject.meter(self.automatic.kl_rows), self.automatic
 
         def again(factors: Mapping[str, float]) -> Answer:
             return automatic.answer(self.space, table, factors)
@@ -148,12 +145,13 @@ class Search:
             subject = self.subject
             device = next(subject.model.parameters()).device
             batches = [batch.to(device) for batch in self.text.held_out]
-            self._held_out = Meter(subject.model, subject.switch, taught_by(self.load, batches))
+            self._held_out = Meter(subject.model, subject.switch, taught_by(subject.teacher, batches))
         return self._held_out
 
     def interactions(self, formats: Mapping[str, Format], pairs: int) -> list[Interaction]:
         """Of some pairs in the formats of a plan."""
-        return interactions(self.subject.meter(), self.space, formats, pairs, self.automatic.seed)
+        meter = self.subject.meter(self.automatic.kl_rows)
+        return interactions(meter, self.space, formats, pairs, self.automatic.seed)
 
     def curve(self, table: ScoreTable, points: int) -> list[tuple[Budget, Answer]]:
         """Plans for budgets spread evenly from the smallest to the largest, both included."""

@@ -1,7 +1,8 @@
 """What is measured: a model as the recipe leaves it, its open weights in 16 bits, and a little text.
 
 Embedding, activations, keys and values are as they will be (A8-KV8), so a score sees an open weight in the company
-that it will have. The weights are put into options and out again in place; nothing is copied.
+that it will have. The weights are put into options and out again in place; nothing is copied. The 16-bit model that
+it is held against has the same weights, so there is one model in memory and not two.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from razor.allocate.meter import Meter, taught_by
 from razor.allocate.space import Space, Target
 from razor.allocate.switch import Switch
 from razor.distill import Batch
-from razor.models.student import check_head, quantize_in_place
+from razor.models.student import check_head, quantize_in_place, sharing
 from razor.quant import Site, sites
 from razor.terminal import progress_bar
 
@@ -33,9 +34,8 @@ class Subject:
     Attributes:
         model: quantized by `space.base`, in evaluation mode.
         space: what is open.
-        batches: calibration text, on the model's device.
-        kl_batches: those for true KL.
-        load_teacher: gives the 16-bit model, on that device.
+        text: gives the first so many rows of calibration text as batches.
+        teacher: the 16-bit model, which shares its weights.
         seed: of what is drawn.
         sites: of the model, by name.
         switch: puts its weights into options.
@@ -43,13 +43,13 @@ class Subject:
 
     model: PreTrainedModel
     space: Space
-    batches: Sequence[Batch]
-    kl_batches: Sequence[Batch]
-    load_teacher: Callable[[], PreTrainedModel]
+    text: Callable[[int], Sequence[Batch]]
+    teacher: PreTrainedModel
     seed: int = 0
     sites: Mapping[str, Site] = field(init=False, repr=False)
     switch: Switch = field(init=False, repr=False)
-    _meter: Meter | None = field(default=None, init=False, repr=False)
+    _meters: dict[int, Meter] = field(default_factory=dict, init=False, repr=False)
+    _batches: dict[int, Sequence[Batch]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.sites = sites(self.model)
@@ -61,22 +61,21 @@ class Subject:
         space: Space,
         load: Callable[[], PreTrainedModel],
         dtype: torch.dtype,
-        batches: Sequence[Batch] = (),
-        kl_batches: Sequence[Batch] = (),
+        text: Callable[[int], Sequence[Batch]],
         seed: int = 0,
     ) -> Subject:
-        """A subject of a space; `load` gives the 16-bit model on its device, a new one each time.
+        """A subject of a space; `load` gives the 16-bit model on its device.
 
         Raises:
             RazorError: the model makes logits in a way that losses do not follow.
         """
-        model = load()
+        model = load().eval()
         device = next(model.parameters()).device
         check_head(model)
-        quantize_in_place(model, space.base, dtype)
+        teacher = sharing(model)
+        quantize_in_place(model, space.base, dtype, trained=False)
         nn.Module.to(model, device).eval().requires_grad_(False)
-        text, kl_text = ([batch.to(device) for batch in some] for some in (batches, kl_batches))
-        return cls(model, space, text, kl_text, load, seed)
+        return cls(model, space, text, teacher, seed)
 
     @property
     def targets(self) -> Mapping[str, Target]:
@@ -100,11 +99,19 @@ class Subject:
                 yield each
                 shown.update()
 
-    def read(self, bar: str) -> Iterator[Batch]:
-        """The calibration text, for the model with all open weights at 16 bits."""
+    def batches(self, rows: int) -> Sequence[Batch]:
+        """So many rows of calibration text, on the model's device."""
+        if rows not in self._batches:
+            device = next(self.model.parameters()).device
+            self._batches[rows] = [batch.to(device) for batch in self.text(rows)]
+        return self._batches[rows]
+
+    def read(self, rows: int, bar: str) -> Iterator[Batch]:
+        """The same one after the other, for the model with all open weights at 16 bits."""
         self.switch.hold({})
-        with progress_bar(bar, len(self.batches), "batches") as shown:
-            for batch in self.batches:
+        batches = self.batches(rows)
+        with progress_bar(bar, len(batches), "batches") as shown:
+            for batch in batches:
                 yield batch
                 shown.update()
 
@@ -121,11 +128,12 @@ class Subject:
                 weight.requires_grad_(False)
                 weight.grad = None
 
-    def meter(self) -> Meter:
-        """Measures true KL on `kl_batches`; the teacher is asked once."""
-        if self._meter is None:
-            self._meter = Meter(self.model, self.switch, taught_by(self.load_teacher, self.kl_batches))
-        return self._meter
+    def meter(self, rows: int) -> Meter:
+        """Measures true KL on so many rows; the teacher is asked once."""
+        if rows not in self._meters:
+            taught = taught_by(self.teacher, self.batches(rows))
+            self._meters[rows] = Meter(self.model, self.switch, taught)
+        return self._meters[rows]
 
 
 @torch.no_grad()

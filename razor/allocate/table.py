@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,16 +137,21 @@ class ScoreTable:
                 f"'{path}' holds no scores of razor allocate ({type(error).__name__}): remove it, or give another."
             ) from error
 
+    def of_options(self, space: Space) -> Iterator[tuple[str, str, float]]:
+        """Every target's loss in every option: (name, option, loss)."""
+        for name, target in space.targets.items():
+            for option in target.formats:
+                yield name, option, self.loss(target, option)
+
     def write_csv(self, path: Path, space: Space) -> None:
         """A line for each target and option: weights, code bits, loss."""
         with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(["module", "option", "weights", "code_bits", f"loss ({self.measured.unit})"])
-            for name, target in space.targets.items():
-                for option, format in target.formats.items():
-                    bits = space.size(name, format).code_bits / target.weights
-                    loss = f"{self.loss(target, option):.6g}"
-                    writer.writerow([name, option, target.weights, f"{bits:.4g}", loss])
+            for name, option, loss in self.of_options(space):
+                target = space.targets[name]
+                bits = space.size(name, target.formats[option]).code_bits / target.weights
+                writer.writerow([name, option, target.weights, f"{bits:.4g}", f"{loss:.6g}"])
 
 
 def specs_of(target: Target) -> Mapping[str, Any]:

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from razor.quant import Format
     from razor.recipe import PlanFile
 
-SETTINGS = (
-    *("budget", "unit", "options", "granularity", "fits", "coupled"),
-    *("score", "rows", "kl_rows", "swaps", "check"),
-)
+SETTINGS = ("budget", "unit", "options", "granularity", "fits", "coupled", "swaps", "kl_rows", "check")
 """Keys of the verb that are keys of its quant, too."""
 
 
@@ -60,13 +57,13 @@ def settled(config: DictConfig) -> Automatic:
     """
     from razor.allocate import Automatic
 
-    if not str(config.quant.get("_target_", "")).endswith("Automatic"):
+    if not is_open(config):
         name = config.quant.get("name")
         raise RazorError(
             f"quant={name} leaves nothing to be found: quant=auto_2p79, budget=... for another size."
         )
     given = {key: config[key] for key in SETTINGS}
-    quant = OmegaConf.create({"model": config.model, "quant": config.quant})
+    quant = OmegaConf.create({"model": config.model, "quant": config.quant, "score": config.score})
     named = config.quant.budget, config.quant.unit
     OmegaConf.update(quant, "quant", given, merge=True)
     if named != (config.budget, config.unit):
@@ -108,7 +105,7 @@ def ready(config: DictConfig, automatic: Automatic, measures: bool) -> tuple[Sea
         kept.check(space, source.fingerprint(), f"scores={given}")
         automatic.answer(space, kept)
     text, device = Text(), told.settings.device
-    if measures or automatic.check or automatic.swaps or (kept is None and automatic.score.looks_at_text):
+    if measures or automatic.check or automatic.swaps or (kept is None and automatic.score.rows):
         if source.task != "text":
             raise RazorError(
                 f"model={source.name} reads {source.task}, and score={automatic.score.name} or true KL (check, "
@@ -118,7 +115,7 @@ def ready(config: DictConfig, automatic: Automatic, measures: bool) -> tuple[Sea
         corpus = told.corpus()
         train, held_out = corpus.train, corpus.held_out
         assert isinstance(train, PackedRows) and isinstance(held_out, PackedRows)
-        text = Text.of(automatic, train, held_out, told.seed)
+        text = Text.of(train, held_out, automatic.check, told.seed)
 
     def load() -> Any:
         from torch import nn
@@ -132,7 +129,7 @@ def ready(config: DictConfig, automatic: Automatic, measures: bool) -> tuple[Sea
 
 def space_of(config: DictConfig, source: ModelSource, automatic: Automatic) -> Space:
     """What may be decided about a model, from shapes alone."""
-    fit = gguf_fit() if automatic.fits == "gguf" else None
+    fit = gguf_fit(config) if automatic.fits == "gguf" else None
     return automatic.space(source.skeleton(), named_formats(automatic.options, config), fit)
 
 
@@ -152,13 +149,18 @@ def named_formats(names: Sequence[str], config: DictConfig) -> dict[str, Format]
     return found
 
 
-def gguf_fit() -> Any:
-    """How `export=gguf` would hold a format: in the smallest block type, with groups of 256 where that helps."""
+def gguf_fit(config: DictConfig) -> Any:
+    """How `export=gguf` would hold a format: in the smallest block type, with groups of 256 where that helps.
+
+    Args:
+        config: whose exporter's types are taken; those of conf/export/gguf.yaml if it has none for GGUF.
+    """
     from razor.allocate import Held
     from razor.export.gguf.blocks import BlockType
     from razor.export.gguf.holding import holder
 
-    types = build(composed("export", ["run=.", "export=gguf"]).export)["gguf"].types
+    own = (config.get("export") or {}).get("gguf") or composed("export", ["run=.", "export=gguf"]).export.gguf
+    types = build(own).types
 
     def held(format: Format, columns: int) -> Held | None:
         found = []
@@ -181,31 +183,36 @@ def _in_groups_of(format: Format, group: int) -> Format | None:
     return Base.from_spec(spec | {"group": group})
 
 
-def found_plan(
-    config: DictConfig, automatic: Automatic, folder: Path | None = None, before: Any = None
-) -> PlanFile:
+def is_open(config: DictConfig) -> bool:
+    """Whether the quant of a config leaves a plan to be found (quant=auto_*)."""
+    return str(config.quant.get("_target_", "")).endswith("Automatic")
+
+
+def stand_in(config: DictConfig) -> PlanFile:
+    """A plan of the size that would be found, from shapes alone."""
+    from razor.recipe import PlanFile
+
+    automatic = build(config.quant)
+    return PlanFile(
+        automatic.name, automatic.stand_in(space_of(config, model_source(config), automatic)).plan
+    )
+
+
+def found_plan(config: DictConfig, folder: Path | None = None) -> PlanFile:
     """The plan of a `quant=auto_*`, found now or kept.
 
     Args:
         config: of a verb; if it has no text of its own (razor size), that of `razor allocate` is looked at.
-        automatic: what its quant says.
         folder: of a run, which keeps its plan and what it was found by.
-        before: see `quantization`.
     """
     from razor.evals.allocation_report import FOLDER, PLAN, Allocated
     from razor.recipe import PlanFile
 
-    kept = None if folder is None else folder / FOLDER / PLAN
-    if kept is not None and folder is not None and kept.is_file() and (folder / CONFIG).is_file():
-        return PlanFile(automatic.name, kept)
-    if before is not None:
-        source = model_source(config)
-        stand_in = PlanFile(automatic.name, automatic.stand_in(space_of(config, source, automatic)).plan)
-        if before is True:
-            return stand_in
-        before(stand_in)
+    automatic = build(config.quant)
     if folder is None:
         automatic.check = 0  # nobody would read it
+    elif (kept := folder / FOLDER / PLAN).is_file() and (folder / CONFIG).is_file():
+        return PlanFile(automatic.name, kept)
     if "data" not in config or "trainer" not in config:
         config = _with_text(config)
     with redirect_stdout(sys.stderr):
@@ -221,7 +228,7 @@ def _with_text(config: DictConfig) -> DictConfig:
     """A config with model and quant of another, and the text that `razor allocate` looks at by default."""
     whole = composed("allocate", [])
     OmegaConf.set_struct(whole, False)
-    for key in ("model", "quant", "data", "trainer", "seed"):
+    for key in ("model", "quant", "score", "data", "trainer", "seed"):
         if key in config:
             whole[key] = config[key]
     return whole

@@ -60,13 +60,12 @@ def model_source(config: DictConfig) -> Any:
     return build(model.source)
 
 
-def quantization(config: DictConfig, folder: Path | None = None, before: Any = None) -> Any:
-    """What a config's `quant` says, a recipe or a plan; where it says that one is to be found (quant=auto_*), that.
+def quantization(config: DictConfig, find: bool = True) -> Any:
+    """What a config's `quant` says, a recipe or a plan.
 
     Args:
         config: of a verb.
-        folder: of a run, which keeps the plan that is found for it.
-        before: is called with a plan of the same size before anything heavy runs to find one; True: that will do.
+        find: whether a plan that is to be found (quant=auto_*) is; if not, one of the same size stands in for it.
 
     Raises:
         RazorError: `recipe=FILE` was given, but nothing reads it.
@@ -76,12 +75,11 @@ def quantization(config: DictConfig, folder: Path | None = None, before: Any = N
         raise RazorError(
             f"recipe={config.recipe} is read by quant=recipe and distill=recipe alone: give one."
         )
-    found = build(config.quant)
-    if not str(config.quant.get("_target_", "")).endswith("Automatic"):
-        return found
-    from razor.cli.allocate import found_plan
+    from razor.cli.allocate import found_plan, is_open, stand_in
 
-    return found_plan(config, found, folder, before)
+    if not is_open(config):
+        return build(config.quant)
+    return found_plan(config) if find else stand_in(config)
 
 
 def about(config: DictConfig, recipe: Any, origin: str) -> dict[str, str | None]:

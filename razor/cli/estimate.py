@@ -62,7 +62,7 @@ def case_from(config: DictConfig) -> tuple[Case, TrainSettings]:
     objective = build(config.distill)
     if made.cached is not None:
         objective.check_cached(made.cached.kept.kind)
-    plan = quantization(config, before=True).plan(made.model.skeleton())
+    plan = quantization(config, find=False).plan(made.model.skeleton())
     case = case_of(made, plan, objective, config.data.rows_per_batch, build(config.evals))
     where = replace(case, device=device, strategy=strategy, processes=processes, nodes=nodes)
     shard = asked.shard_teacher or (strategy == "fsdp2" and asked.strategy != "fsdp2")

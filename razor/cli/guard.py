@@ -55,6 +55,10 @@ def explain(error: BaseException) -> str:
         return f"There is no {group}={value}.{did_you_mean(value, choices)} They lie in conf/{group}/."
     if key := re.search(r"Could not override '([\w.]+)'", text):
         _, dot, name = key.group(1).rpartition(".")
+        if not dot and (conf_dir() / name).is_dir():
+            return (
+                f"'{name}' is a group of conf/ that nothing in this config reads (score=: quant=auto_* does)."
+            )
         files = conf_dir().rglob("*.yaml") if dot else conf_dir().glob("*.yaml")
         words = {w for path in files for w in re.findall(r"^ *(\w+):", path.read_text(), re.M)}
         words |= {path.name for path in conf_dir().iterdir() if path.is_dir()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from razor import processes
+from razor.cli.allocate import found_plan, is_open
 from razor.cli.config import about, build, conf_dir, quantization
 from razor.cli.export import exporters_of
 from razor.cli.guard import INTERRUPTED, guarded
@@ -39,27 +41,31 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     kept = Recipe.load(own) if resume and own.is_file() else None  # nothing outside its folder steers a run
     start = build(config.get("start")) or None
 
-    def job_of(quant: Any) -> Job:
-        recipe = quant if start is None else start.held(quant)
-        return Job(
-            folder=folder,
-            teaching=teaching(config, cache_command(overrides_of(folder), config.get("teacher_targets"))),
-            model_note=config.model.note,
-            recipe=recipe,
-            objective=kept.distill if kept and kept.distill else build(config.distill),
-            rows_per_batch=config.data.rows_per_batch,
-            benchmark=build(config.evals),
-            loggers=build(config.logger) or {},
-            callbacks=build(config.get("callbacks")) or {},
-            seed=config.seed,
-            config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
-            about=about(config, recipe, DISTILLED),
-            exporters=exporters_of(config.get("export")),
-            start=start,
-        )
+    known = kept.quant if kept else None
+    quant = known or quantization(config, find=False)
 
-    found = kept.quant if kept and kept.quant else None
-    job = job_of(found or quantization(config, folder, lambda stand_in: check(job_of(stand_in))))
+    def held(quant: Any) -> Any:
+        return quant if start is None else start.held(quant)
+
+    job = Job(
+        folder=folder,
+        teaching=teaching(config, cache_command(overrides_of(folder), config.get("teacher_targets"))),
+        model_note=config.model.note,
+        recipe=held(quant),
+        objective=kept.distill if kept and kept.distill else build(config.distill),
+        rows_per_batch=config.data.rows_per_batch,
+        benchmark=build(config.evals),
+        loggers=build(config.logger) or {},
+        callbacks=build(config.get("callbacks")) or {},
+        seed=config.seed,
+        config={str(key): value for key, value in plain.items() if key not in ("run", "ckpt", "debug")},
+        about=about(config, quant, DISTILLED),
+        exporters=exporters_of(config.get("export")),
+        start=start,
+    )
+    if known is None and is_open(config):
+        check(job)  # whatever else is wrong is said before a plan is searched for
+        job = replace(job, recipe=held(found_plan(config, folder)))
     if not resume:
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(config, resolve=True))

@@ -1,49 +1,53 @@
 """Figures of an allocation: what is sensitive, and what a budget buys.
 
-Bits by layer and kind of matrix are the figure of the plan itself (`razor.evals.plan_figure`).
+They are drawn from what lies in its folder, so a study draws them again from the files that it keeps. Bits by layer
+and kind of matrix are the figure of the plan itself (`razor.evals.plan_figure`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from razor.allocate.budget import UNITS
 from razor.evals.figures import BLUE, GREY, INK, RED
 from razor.storage import atomic_write
 
-if TYPE_CHECKING:
-    from razor.evals.allocation_report import Allocated
-
 LAYER = re.compile(r"\.(\d+)\.")
 MAP = "viridis"
 
 
-def draw_sensitivity(found: Allocated, path: Path) -> None:
-    """Bars: what each option would lose, by kind of matrix and by layer, all matrices of a bar together (PNG)."""
+def draw_sensitivity(
+    numbers: Mapping[str, Any], losses: Sequence[tuple[str, str, float]], path: Path
+) -> None:
+    """Bars: what each option would lose, by kind of matrix and by layer, all matrices of a bar together (PNG).
+
+    Args:
+        numbers: of allocation.json.
+        losses: (module, option, loss), as in scores.csv.
+        path: of the figure.
+    """
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
-    space, table = found.search.space, found.table
     kinds: dict[str, dict[str, float]] = {}
     layers: dict[str, dict[str, float]] = {}
-    for name, target in space.targets.items():
+    for name, option, loss in losses:
         number = LAYER.search(name)
-        for option in target.formats:
-            loss = table.loss(target, option)
-            for bars, key in ((kinds, name.rpartition(".")[2]), (layers, number[1] if number else name)):
-                own = bars.setdefault(key, {})
-                own[option] = own.get(option, 0.0) + loss
+        for bars, key in ((kinds, name.rpartition(".")[2]), (layers, number[1] if number else name)):
+            own = bars.setdefault(key, {})
+            own[option] = own.get(option, 0.0) + loss
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 3), sharey=True)
-    options = list(dict.fromkeys(option for target in space.targets.values() for option in target.formats))
+    options = list(dict.fromkeys(option for _, option, _ in losses))
     _bars(left, kinds, options)
     _bars(right, layers, options)
     left.set_xlabel("kind of matrix")
     right.set_xlabel("layer")
-    left.set_ylabel(f"loss ({table.measured.unit})")
+    left.set_ylabel(f"loss ({numbers['predicted_unit']})")
     left.legend(frameon=False, fontsize=9)
-    title = f"{found.model}: what each option would lose, by {table.measured.score}"
+    title = f"{numbers['model']}: what each option would lose, by {numbers['score']}"
     figure.suptitle(title, x=0.01, ha="left", color=INK)
     _save(figure, path)
 
@@ -65,36 +69,39 @@ def _bars(axes: Any, bars: dict[str, dict[str, float]], options: list[str]) -> N
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_budgets(found: Allocated, path: Path) -> None:
-    """The best plan at every budget: predicted loss as a line, true KL on held-out text as points (PNG)."""
+def draw_budgets(numbers: Mapping[str, Any], path: Path) -> None:
+    """The best plan at every budget: predicted loss as a line, true KL on held-out text as points (PNG).
+
+    Args:
+        numbers: of allocation.json.
+        path: of the figure.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    measured = found.table.measured
-    line = [point for point in found.points if point.kl is None]
-    amounts = [point.budget.amount for point in line]
-    losses = [point.answer.predicted for point in line]
-    axes.plot(amounts, losses, color=GREY, label=f"predicted by {measured.score}")
-    axes.set_xlabel(UNITS[found.search.automatic.budget.unit])
-    axes.set_ylabel(f"predicted loss ({measured.unit})")
-    true = [(point.budget.amount, point.kl) for point in found.points if point.kl is not None]
-    here = found.search.automatic.budget.amount
-    if found.kl is not None:
+    line = [point for point in numbers["curve"] if point["kl"] is None]
+    amounts, losses = ([point[key] for point in line] for key in ("budget", "predicted"))
+    axes.plot(amounts, losses, color=GREY, label=f"predicted by {numbers['score']}")
+    axes.set_xlabel(UNITS[numbers["unit"]])
+    axes.set_ylabel(f"predicted loss ({numbers['predicted_unit']})")
+    true = [(point["budget"], point["kl"]) for point in numbers["curve"] if point["kl"] is not None]
+    here = numbers["budget"]
+    if numbers["kl"] is not None:
         other = axes.twinx()
         other.scatter(*zip(*true, strict=True), color=BLUE, label="true KL, held out") if true else None
-        other.scatter([here], [found.kl], color=RED, zorder=3, label="the plan")
+        other.scatter([here], [numbers["kl"]], color=RED, zorder=3, label="the plan")
         other.set_ylabel("true KL on held-out text (nats)")
         other.set_ylim(bottom=0)
         other.legend(frameon=False, loc="upper center")
         other.spines[["top"]].set_visible(False)
     axes.axvline(here, color=RED, linewidth=0.8, alpha=0.5)
     axes.legend(frameon=False, loc="upper right")
-    axes.set_title(f"{found.model}: what a budget buys", loc="left", color=INK)
+    axes.set_title(f"{numbers['model']}: what a budget buys", loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+        figure.savefig(temporary, dpi=130, format="png", metadata={"Software": None})

@@ -211,10 +211,11 @@ class Allocated:
         paths = PlanTable(source, PlanFile(automatic.name, self.answer.plan)).write(folder)
         self.table.save(folder / SCORES)
         self.table.write_csv(folder / "scores.csv", self.search.space)
-        draw_sensitivity(self, folder / "sensitivity.png")
-        draw_budgets(self, folder / "budgets.png")
+        numbers, losses = self.to_dict(), list(self.table.of_options(self.search.space))
+        draw_sensitivity(numbers, losses, folder / "sensitivity.png")
+        draw_budgets(numbers, folder / "budgets.png")
         with atomic_write(folder / NUMBERS) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
         names = (SCORES, "scores.csv", "sensitivity.png", "budgets.png", NUMBERS)
         return [*paths, *(folder / name for name in names)]
 

@@ -88,7 +88,7 @@ class Graph:
         scales = self._scales(name, own.scales.reshape(rows) if whole else own.scales)
         cast = helper.make_node("Cast", [scales], [f"{name}.scales_fp32"], to=TensorProto.FLOAT)
         flat = name if whole or shape == (rows, columns) else f"{name}.flat"
-        span = {"axis": 0} if whole else {"axis": 1, "block_size": columns // groups}
+        span: dict[str, Any] = {"axis": 0} if whole else {"axis": 1, "block_size": columns // groups}
         given = [f"{name}.codes", f"{name}.scales_fp32"]
         nodes = [cast, helper.make_node("DequantizeLinear", given, [flat], **span)]
         if flat != name:

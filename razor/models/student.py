@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,15 +30,23 @@ def make_student(teacher: PreTrainedModel, plan: Plan, compute_dtype: torch.dtyp
     return student.requires_grad_(True).train()
 
 
-def quantize_in_place(model: PreTrainedModel, plan: Plan, compute_dtype: torch.dtype) -> None:
-    """Weights, activations, keys and values of `model`, by a plan.
+def quantize_in_place(
+    model: PreTrainedModel, plan: Plan, compute_dtype: torch.dtype, trained: bool = True
+) -> None:
+    """Weights, activations, keys and values of `model`, by a plan; `trained` as in `quantize_modules`.
 
     Raises:
         RazorError: the plan does not fit.
     """
-    quantize_modules(model, plan, compute_dtype)
+    quantize_modules(model, plan, compute_dtype, trained)
     if plan.kv_cache is not None:
         quantize_kv(model, plan.kv_cache)
+
+
+def sharing(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model with the same parameters and buffers: it stays as it is while the other is quantized."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def check_head(model: PreTrainedModel) -> None:

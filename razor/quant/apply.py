@@ -22,13 +22,16 @@ from razor.quant.plan import Plan
 from razor.quant.sites import Site, sites
 
 
-def quantize_modules(model: nn.Module, plan: Plan, compute_dtype: torch.dtype) -> nn.Module:
+def quantize_modules(
+    model: nn.Module, plan: Plan, compute_dtype: torch.dtype, trained: bool = True
+) -> nn.Module:
     """Quantize `model` in place by `plan` (all but the KV cache, which belongs to attention).
 
     Args:
-        model: any torch model; its parameters become fp32 latents.
+        model: any torch model.
         plan: must cover the model exactly.
         compute_dtype: dtype of activations and quantized weights in the forward pass.
+        trained: whether it will be: its parameters become fp32 latents; they are left as they are otherwise.
 
     Raises:
         RazorError: the plan does not fit the model (see `Plan.check`), or the model is quantized already.
@@ -36,7 +39,8 @@ def quantize_modules(model: nn.Module, plan: Plan, compute_dtype: torch.dtype) -
     if any(isinstance(module, FakeQuantizer) for module in model.modules()):
         raise RazorError(f"This {type(model).__name__} is quantized already: start from the original.")
     plan.check(model)
-    model.float()
+    if trained:
+        model.float()
     quantizers: dict[int, FakeQuantizer] = {}
     inputs: dict[str, InputQuantizer] = {}
     swapped: dict[nn.Module, nn.Module] = {}

@@ -1,15 +1,13 @@
 """What the linear layers of a decoder are given, one decoder layer after the other.
 
 Each decoder layer is to be looked at when all before it are finished, several times over, and it must not cost a
-pass through the whole model each time. So what went into the present layer is kept for every batch: a pass runs the
-model as it is, which makes masks and rotary angles in its own way, but the layers before hand their input through,
-the present one is given what was kept, and the pass ends as soon as it has shown what was asked for.
+pass through the whole model each time. So what went into the present layer is kept for every batch: a pass begins
+there (`razor.models.suffix`) and ends as soon as it has shown what was asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +17,7 @@ from razor.distill import Batch
 from razor.models import layers_of
 from razor.models.packed_attention import packed_attention
 from razor.models.record import decoder_of
+from razor.models.suffix import starting_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,12 +124,6 @@ class LayerInputs:
         """The present layer's output on a batch; None if the pass ended before."""
         batch, out = self.batches[number], []
 
-        def enter(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            state = self._states[number]
-            if state is None:
-                return None
-            return ((state, *given[1:]), named) if given else ((), named | {"hidden_states": state})
-
         def leave(_: nn.Module, __: Any, output: Any) -> None:
             self._tuples = isinstance(output, tuple)
             out.append(output[0] if self._tuples else output)
@@ -138,7 +131,6 @@ class LayerInputs:
 
         block = self.blocks[self.index]
         handles = [
-            block.register_forward_pre_hook(enter, with_kwargs=True),
             block.register_forward_hook(leave),
             *(
                 module.register_forward_pre_hook(_telling(name, seen))
@@ -150,7 +142,7 @@ class LayerInputs:
             with (
                 torch.no_grad(),
                 packed_attention(self.decoder, self.blocks[self.index : self.index + 1], batch),
-                _handing_through(self.blocks[: self.index], self._tuples),
+                starting_at(self.blocks, self.index, self._states[number], self._tuples),
             ):
                 self.decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         except _Enough:
@@ -163,23 +155,3 @@ class LayerInputs:
 
 def _telling(name: str, seen: Seen) -> Any:
     return lambda module, given: seen(name, module, given[0])
-
-
-@contextmanager
-def _handing_through(blocks: Sequence[nn.Module] | nn.ModuleList, tuples: bool) -> Iterator[None]:
-    """While it is open, these layers give what they were given."""
-
-    def forward(*given: Any, **named: Any) -> Any:
-        state = given[0] if given else named["hidden_states"]
-        return (state,) if tuples else state
-
-    former = [block.__dict__.get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = forward
-    try:
-        yield
-    finally:
-        for block, own in zip(blocks, former, strict=True):
-            del block.__dict__["forward"]
-            if own is not None:
-                block.forward = own

@@ -11,10 +11,12 @@ import torch
 
 from razor import cli
 from razor.allocate import Automatic, Search, Space, Text
+from razor.allocate.scores import ActivationError, Fisher, Score, TrueKL, WeightError
 from razor.cli.allocate import gguf_fit, named_formats
 from tests.models.conftest import packed_batch
 
 LENGTHS = ((30, 34), (60,))
+SCORES: dict[str, type[Score]] = {kind.name: kind for kind in (WeightError, ActivationError, Fisher, TrueKL)}
 
 
 def batches(seeds: range) -> list[Any]:
@@ -25,6 +27,11 @@ def batches(seeds: range) -> list[Any]:
         batch.labels = torch.where(batch.documents >= 0, batch.input_ids.roll(-1, 1), batch.labels)
         found.append(batch)
     return found
+
+
+def score_of(name: str) -> Score:
+    """A score that looks at little."""
+    return WeightError() if name == "weight_error" else SCORES[name](2 if name == "kl" else 4)  # type: ignore[call-arg]
 
 
 @cache
@@ -51,11 +58,9 @@ def automatic(
 ) -> tuple[Automatic, Space, Any]:
     """(what is to be found, in what, source of the model)."""
     _, parts, source = composed(model)
-    given: dict[str, Any] = {
-        "options": ["ternary", "int2", "int3", "int4"],
-        "rows": 4,
-        "kl_rows": 2,
-    } | settings
+    given: dict[str, Any] = {"options": ["ternary", "int2", "int3", "int4"], "kl_rows": 2} | settings
+    score = given.get("score", "fisher")
+    given["score"] = score_of(score) if isinstance(score, str) else score
     found = Automatic(
         "auto",
         budget,
@@ -64,7 +69,7 @@ def automatic(
         kv_cache=parts.kv_cache,
         **given,
     )
-    fit = gguf_fit() if found.fits == "gguf" else None
+    fit = gguf_fit(composed(model)[0]) if found.fits == "gguf" else None
     return found, found.space(skeleton(model), formats(model, tuple(found.options)), fit), source
 
 
@@ -74,7 +79,7 @@ def searching(tmp_path: Any) -> Callable[..., Search]:
 
     def make(budget: float = 2.79, model: str = "tiny_llama", **settings: Any) -> Search:
         found, space, source = automatic(budget, model, **settings)
-        text = Text(batches(range(2)), batches(range(1)), batches(range(50, 51)))
+        text = Text(lambda rows: batches(range(rows // 2)), batches(range(50, 51)))
         dtype = torch.float32
         return Search(found, space, source.fingerprint(), lambda: source.load(dtype), dtype, text, tmp_path)
 

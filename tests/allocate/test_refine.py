@@ -15,7 +15,7 @@ def test_swaps_keep_the_budget_and_never_lose(searching):
     assert 0 < len(refined.tried) <= 12
     assert refined.kl == min([refined.first, *(kl for *_, kl in refined.tried)])
     assert refined.answer.size.code_bits <= 2.2 + 1e-9
-    meter = search.subject.meter()
+    meter = search.subject.meter(2)
     assert meter.kl(refined.answer.formats) == pytest.approx(refined.kl)
     assert meter.kl(first.formats) == pytest.approx(refined.first)
     same = refined.answer.labels == first.labels
@@ -39,7 +39,7 @@ def test_swaps_find_what_a_wrong_score_hides(searching):
 def test_interactions_are_what_is_left_over(searching):
     search = searching(score="weight_error")
     formats = search.automatic.answer(search.space, search.table()).formats
-    meter = search.subject.meter()
+    meter = search.subject.meter(2)
     found = interactions(meter, search.space, formats, 4, seed=0)
     assert len(found) == 4 and len({(each.one, each.other) for each in found}) == 4
     base, one = meter.kl(), found[0]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from razor.allocate import ScoreTable
+from razor.allocate import ScoreTable, Text
 from razor.allocate.measuring import measure
-from razor.allocate.scores import Score, score_named
+from razor.allocate.scores import TrueKL
 from razor.errors import RazorError
 from razor.models import record
 from razor.quant import Float16
-from tests.allocate.conftest import automatic
+from tests.allocate.conftest import automatic, score_of
 
 NAMES = ("weight_error", "activation_error", "fisher", "kl")
 UP = "model.layers.1.mlp.up_proj"
@@ -45,30 +45,29 @@ def test_errors_are_those_of_weights_and_of_what_goes_in(searching):
     seen = []
     module = subject.model.get_submodule(UP)
     handle = module.register_forward_pre_hook(lambda own, given: seen.append(own.quantized_input(given[0])))
-    for batch in subject.batches:
+    for batch in subject.batches(4):
         with torch.no_grad():
             record(subject.model, batch)
     handle.remove()
-    text = torch.cat([x[batch.documents >= 0] for x, batch in zip(seen, subject.batches, strict=True)])
+    text = torch.cat([x[batch.documents >= 0] for x, batch in zip(seen, subject.batches(4), strict=True)])
     expected = (moved * text.square().mean(0)).sum(-1)
     assert torch.allclose(search.table().losses[UP], expected, rtol=1e-4)
 
 
 def test_fisher_is_the_kl_of_small_errors(searching):
     """Without other rounding, and averaged over draws, the sum of both over all matrices agrees."""
-    settings = {"budget": 8.0, "options": ["int8"], "rows": 4}
+    settings = {"budget": 8.0, "options": ["int8"]}
     search = searching(**settings)
     base = search.space.base
     plain = {name: type(place)(Float16("float16"), None) for name, place in base.modules.items()}
     object.__setattr__(search.space, "base", type(base)(plain, None))
-    fisher, draws = score_named("fisher"), 6
+    fisher, draws = score_of("fisher"), 6
     found = dict.fromkeys(search.space.targets, 0.0)
     for seed in range(draws):
         search.subject.seed = seed
         for name, losses in fisher.measure(search.subject, ()):
             found[name] += float(losses.sum()) / draws
-    search.subject.kl_batches = search.subject.batches
-    true = {name: float(losses) for name, losses in score_named("kl").measure(search.subject, ())}
+    true = {name: float(losses) for name, losses in TrueKL(4).measure(search.subject, ())}
     assert sum(found.values()) == pytest.approx(sum(true.values()), rel=0.3)
     ordered = sorted(found, key=found.__getitem__)
     least, most = ordered[:7], ordered[-7:]
@@ -77,14 +76,14 @@ def test_fisher_is_the_kl_of_small_errors(searching):
 
 def test_fisher_leaves_no_gradients_and_no_hooks(searching):
     subject = searching().subject
-    dict(score_named("fisher").measure(subject, ()))
+    dict(score_of("fisher").measure(subject, ()))
     assert all(p.grad is None and not p.requires_grad for p in subject.model.parameters())
     assert not any(p._post_accumulate_grad_hooks for p in subject.model.parameters())
 
 
 def test_passes_that_begin_in_the_middle_are_whole_ones(searching):
     search = searching()
-    meter = search.subject.meter()
+    meter = search.subject.meter(2)
     for name in ("model.layers.0.self_attn.q_proj", UP, "model.layers.3.mlp.down_proj"):
         target = search.space.targets[name]
         for option in ("ternary", "int4"):
@@ -114,10 +113,10 @@ def test_an_interrupted_score_goes_on_where_it_was(searching, tmp_path, monkeypa
     two = ["ternary", "int4"]
     whole = searching(score=name, options=two).table()
     search = searching(score=name, options=two)
-    kind, asked = score_named(name), []
+    kind, asked = score_of(name), []
 
     class Stopping(type(kind)):
-        name, stop = "stopping", 5
+        stop = 5
 
         def measure(self, subject, done):
             for count, each in enumerate(super().measure(subject, done)):
@@ -126,13 +125,14 @@ def test_an_interrupted_score_goes_on_where_it_was(searching, tmp_path, monkeypa
                 asked.append(each[0])
                 yield each
 
+    own = Stopping() if name == "weight_error" else Stopping(2)
     path = tmp_path / "own" / "scores.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        measure(Stopping(), search.subject, ScoreTable(whole.measured), path)
+        measure(own, search.subject, ScoreTable(whole.measured), path)
     kept = ScoreTable.load(path)
     assert list(kept.losses) == asked and len(asked) == 5
     Stopping.stop = 10**6
-    done = measure(Stopping(), search.subject, kept, path)
+    done = measure(own, search.subject, kept, path)
     assert asked == list(search.space.targets)  # none twice
     assert all(torch.equal(losses, whole.losses[key]) for key, losses in done.losses.items())
 
@@ -157,9 +157,39 @@ def test_a_table_of_something_else_is_refused(searching, tmp_path):
         ScoreTable.load(tmp_path / "nowhere.safetensors")
 
 
+def test_what_a_score_looks_at_and_what_else_it_depends_on():
+    for rows in (0, 129, "many"):
+        with pytest.raises(RazorError, match=f"score.rows='?{rows}"):
+            TrueKL(rows)
+
+    class Sharper(TrueKL):
+        def __init__(self, rows=8, power=2.0):
+            super().__init__(rows)
+            self.power = power
+
+    assert TrueKL(4).settings == {} and Sharper(4).settings == {"power": 2.0}
+
+
+def test_one_model_is_in_memory(searching):
+    """The 16-bit model that true KL is against shares the measured one's weights, and answers as before."""
+    search = searching()
+    batch = search.text.held_out[0]
+    with torch.no_grad():
+        alone = record(search.load().eval(), batch).hidden
+    subject = search.subject
+    answer = search.automatic.answer(search.space, search.table())
+    subject.switch.hold(answer.formats)
+    own, others = (
+        {p.data_ptr(): p.nbytes for p in model.parameters()} for model in (subject.model, subject.teacher)
+    )
+    assert own == others and set(own.values()) == {p.nbytes for p in search.load().parameters()}
+    with torch.no_grad():
+        assert torch.equal(record(subject.teacher, batch).hidden, alone)
+        assert not torch.equal(record(subject.model, batch).hidden, alone)
+
+
 def test_no_text_is_an_error_before_the_model_is_loaded(searching):
     search = searching()
-    search.text, search.load = type(search.text)(), None
+    search.text, search.load = Text(), None
     with pytest.raises(RazorError, match="score=fisher looks at calibration text, and there is none"):
         search.table()
-    assert len({kind.name for kind in Score.__subclasses__()} & set(NAMES)) == 4

@@ -32,17 +32,17 @@ class ActivationError(Score):
                     f"score=activation_error looks at the inputs of linear layers, but '{name}' is of kind "
                     f"{target.site.kind}: score=fisher takes any."
                 )
-        moments = _moments(subject)
+        moments = _moments(subject, self.rows)
         for name, target in subject.waiting(done):
             if name not in moments:
                 raise RazorError(
-                    f"The calibration text did not reach '{name}': more rows=..., or score=weight_error."
+                    f"The calibration text did not reach '{name}': more score.rows=..., or score=weight_error."
                 )
             yield name, lost(subject.weight(target), target, moments[name])
 
 
 @torch.no_grad()
-def _moments(subject: Subject) -> dict[str, Tensor]:
+def _moments(subject: Subject, rows: int) -> dict[str, Tensor]:
     """Mean square of each input column, [columns] fp32, of targets that the text reaches; padding left out."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -65,7 +65,7 @@ def _moments(subject: Subject) -> dict[str, Tensor]:
         for name in target.names
     ]
     try:
-        for batch in subject.read("moments"):
+        for batch in subject.read(rows, "moments"):
             text = batch.documents >= 0
             record(subject.model, batch)
     finally:

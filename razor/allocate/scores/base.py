@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from razor.allocate.subject import Subject
+from razor.errors import RazorError
+from razor.spec import read
+
+MOST_ROWS = 128
 
 
 class Score(ABC):
     """Measures what each option of each target would lose.
 
+    Args:
+        rows: of training text that are looked at, 1..128; 0 for a score that looks at none.
+
     Attributes:
-        name: in `score=`.
+        name: of its file in conf/score.
         unit: of the numbers, "nats" (of KL, per token) or "squared error".
         by_rows: whether rows are told apart.
-        looks_at_text: whether there has to be calibration text.
-        one_by_one: whether targets are measured one after the other, so that few rows have to do.
+
+    Raises:
+        RazorError: more rows than that, or fewer.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str]
     by_rows: ClassVar[bool] = True
-    looks_at_text: ClassVar[bool] = True
-    one_by_one: ClassVar[bool] = False
+
+    def __init__(self, rows: int = 64) -> None:
+        if not 0 < read(int, rows, "score.rows") <= MOST_ROWS:
+            raise RazorError(f"score.rows={rows} must be 1 to {MOST_ROWS} rows of calibration text.")
+        self.rows = rows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its own options, which its numbers depend on; the text is told apart by itself."""
+        return {key: value for key, value in vars(self).items() if key != "rows"}
 
     @abstractmethod
     def measure(self, subject: Subject, done: Collection[str]) -> Iterator[tuple[str, Tensor]]:

@@ -61,7 +61,7 @@ class Fisher(Score):
             for name, target in waiting.items():
                 weight: Any = subject.weight_of(target)
                 stack.callback(weight.register_post_accumulate_grad_hook(add(name)).remove)
-            for batch in subject.read("fisher"):
+            for batch in subject.read(self.rows, "fisher"):
                 tokens += _backward(subject, batch, generator)
         for name, target in waiting.items():
             shape = len(target.formats), target.site.shape[0]

@@ -21,10 +21,12 @@ class TrueKL(Score):
     name = "kl"
     unit = "nats"
     by_rows = False
-    one_by_one = True
+
+    def __init__(self, rows: int = 8) -> None:
+        super().__init__(rows)
 
     def measure(self, subject: Subject, done: Collection[str]) -> Iterator[tuple[str, Tensor]]:  # noqa: D102
-        meter = subject.meter()
+        meter = subject.meter(self.rows)
         base = meter.kl()
         for name, target in subject.waiting(done, "kl"):
             found = [meter.switched(target, option) - base for option in target.formats]

@@ -19,7 +19,9 @@ class WeightError(Score):
 
     name = "weight_error"
     unit = "squared error"
-    looks_at_text = False
+
+    def __init__(self) -> None:
+        self.rows = 0
 
     def measure(self, subject: Subject, done: Collection[str]) -> Iterator[tuple[str, Tensor]]:  # noqa: D102
         for name, target in subject.waiting(done):
