@@ -40,7 +40,7 @@ def test_json_is_one_object_and_nothing_else(razor: Callable[..., Any], tmp_path
     found = json.loads(done.out)
     assert list(found) == [
         *("model", "quant", "w_a_kv", "code_bits", "bits_per_weight", "ratio_paper", "ratio_disk"),
-        *("bytes_disk", "parameters", "kv_cache", "modules"),
+        *("bytes_disk", "parameters", "towers", "kv_cache", "modules"),
     ]
     assert round(found["ratio_paper"], 2) == 7.03
     size = json.loads(razor("size", "model=qwen3_0p6b", "quant=w1p58", "json=true").out)

@@ -62,6 +62,13 @@ class Saved:
         return sum(self.kinds.values())
 
 
+class _StandIn(Float16):
+    """16-bit rounding in the place of another format: its result is a tensor of its own, as that of the other is."""
+
+    def fake(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self.quantize(x, dtype)
+
+
 def meta_student(skeleton: PreTrainedModel, plan: Plan, dtype: torch.dtype) -> PreTrainedModel:
     """A skeleton as the student it would become, still on the meta device; `skeleton` is changed.
 
@@ -72,11 +79,11 @@ def meta_student(skeleton: PreTrainedModel, plan: Plan, dtype: torch.dtype) -> P
     for module in skeleton.modules():
         if isinstance(module, FakeQuantizer):
             module.learned_scales = nn.ParameterList(module.format.learned())
-            module.format = Float16()
+            module.format = _StandIn()
         elif isinstance(module, InputQuantizer):
-            module.format = Float16()
+            module.format = _StandIn()
         elif hasattr(module, "kv_format"):
-            module.kv_format = Float16()
+            module.kv_format = _StandIn()
     return skeleton.requires_grad_(True).train()
 
 
