@@ -63,7 +63,7 @@ class Saved:
 
 
 class _StandIn(Float16):
-    """16-bit rounding in the place of another format: its result is a tensor of its own, as that of the other is."""
+    """16-bit rounding in place of another format: its result is a tensor of its own, as the other's is."""
 
     def fake(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return self.quantize(x, dtype)
