@@ -20,7 +20,8 @@ ROW = ["name", "w_a_kv", "tasks", "average", "perplexity", "kl", "ratio_paper", 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = {"plan", "recipe"}  # options that read a file: tests/test_recipe_runs.py
 QUANTS = sorted({path.stem for path in (CONF / "quant").glob("*.yaml")} - FILES)
-DISTILLS = sorted({path.stem for path in (CONF / "distill").glob("*.yaml")} - FILES)
+TOWERS = {"towers"}  # of models that see or hear: test_media.py
+DISTILLS = sorted({path.stem for path in (CONF / "distill").glob("*.yaml")} - FILES - TOWERS)
 
 
 def report_of(folder: Path) -> dict[str, Any]:
