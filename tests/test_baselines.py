@@ -126,8 +126,10 @@ def test_weights_that_its_bits_cannot_hold_are_refused(study: Any) -> None:
         (("row=3",), "'row=3' is no option"),
     ],
 )
-def test_what_does_not_exist_is_said_before_any_work(study: Any, words: tuple[str, ...], said: str) -> None:
-    study.students.Maker.make = None  # whoever came to it would fail otherwise
+def test_what_does_not_exist_is_said_before_any_work(
+    study: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr(study.students.Maker, "make", None)  # whoever came to it would fail
     with pytest.raises(RazorError, match=said):
         study.run(*words)
 
