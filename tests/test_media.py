@@ -43,7 +43,9 @@ def batch_of(*words: str) -> Any:
     return cli.build(config.data.source).corpus(wanted).held_out.batch(range(2)), source
 
 
-@pytest.mark.parametrize("words", [OMNI, SEES], ids=["omni", "sees"])
+@pytest.mark.parametrize(
+    "words", [pytest.param(OMNI, id="omni"), pytest.param(SEES, id="sees", marks=pytest.mark.slow)]
+)
 def test_two_steps_with_all_towers(words: tuple[str, ...], main_job: Any) -> None:
     towers = ["vision", "audio"] if words is OMNI else ["vision"]
     done = main_job(*words, "trainer.max_steps=2", "logger=csv", "export=[packed,dense]")

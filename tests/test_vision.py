@@ -89,6 +89,7 @@ def _batch(config: Any) -> Any:
     return corpus.held_out.batch(range(8))
 
 
+@pytest.mark.slow
 def test_a_family_that_is_one_yaml(main_job: Any) -> None:
     """ConvNeXt V2: no line of Python knows its name; depthwise convolutions, linear layers over channels, GRN."""
     small = [f"model.architecture.{key}" for key in ("hidden_sizes=[8,8,16,16]", "depths=[1,1,1,1]")]
