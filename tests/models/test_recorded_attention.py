@@ -105,7 +105,8 @@ def test_what_was_caught_gives_the_attentions_own_output(family, how, quantized,
     assert set(trace.attention) == EVERY == shape_of(model).attention
     logits = torch.nn.functional.linear(trace.hidden, trace.head_weight, trace.head_bias)
     text = batch.documents >= 0
-    torch.testing.assert_close(logits[text], plain.logits[text], rtol=1e-5, atol=1e-5)
+    near = 1e-4 if quantized else 1e-5  # kernels of the two ways differ by a rounding, which a grid may widen
+    torch.testing.assert_close(logits[text], plain.logits[text], rtol=near, atol=near)
     for layer, inputs in trace.attention.items():
         kinds = getattr(model.config, "layer_types", None)
         window = WINDOW if kinds and kinds[layer - 1] == "sliding_attention" else None

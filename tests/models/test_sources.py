@@ -91,10 +91,18 @@ def test_an_unknown_architecture_is_said(kind, hint):
 
 
 def planned_in(config) -> int:
-    """Weights of a plan: of each layer, and the two ends."""
+    """Weights of a plan: of each layer, and the two ends; of towers, too."""
+    if config.model_type == "convnextv2":  # three layers a block, a convolution before later stages
+        return 3 * sum(config.depths) + len(config.depths) - 1 + 2
+    decoder = 7 * getattr(config.get_text_config(), "num_hidden_layers", 0) + 2
+    if config.model_type == "qwen2_5_omni_thinker":  # convolutions, tokens and projection; patches and merger
+        return decoder + 6 * config.audio_config.encoder_layers + 4 + 7 * config.vision_config.depth + 3
+    if config.model_type == "qwen3_vl":  # patches and positions; mergers of two layers each
+        vision = config.vision_config
+        return decoder + 4 * vision.depth + 2 + 2 * (1 + len(vision.deepstack_visual_indexes))
     if config.model_type == "resnet":  # a block has two convolutions, all stages but the first a shortcut
         return 2 * sum(config.depths) + len(config.depths) - 1 + 2
-    return (6 if config.model_type == "vit" else 7) * config.num_hidden_layers + 2
+    return 6 * config.num_hidden_layers + 2 if config.model_type == "vit" else decoder
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
