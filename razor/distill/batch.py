@@ -115,3 +115,20 @@ class Batch(Samples):
     def examples(self, state: Tensor) -> Tensor:
         """The tokens that are no padding."""
         return state[self.documents >= 0]
+
+
+@dataclass
+class Places(Samples):
+    """Samples of something else than text as a layer sees them: [B, places], all valid, none before another.
+
+    Attributes:
+        labels: neither tokens nor classes; only that there is something to compare at each place.
+        documents: index of the sample that the place belongs to.
+        share, targets: see `Samples`; not of the places.
+    """
+
+    labels: Tensor
+    documents: Tensor
+    share: float = 1.0
+    targets: Targets | None = None
+    causal: ClassVar[bool] = False

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from razor.distill.batch import Samples
+from razor.distill.batch import Places, Samples
 from razor.distill.targets import Targets
 
 
@@ -45,21 +45,8 @@ class ImageBatch(Samples):
         return state.flatten(1)
 
 
-@dataclass
-class FeaturePlaces(Samples):
-    """Images as a layer sees them: [B, places], all of them valid.
-
-    Attributes:
-        labels: no classes; only that there is something to compare at each place.
-        documents: index of the image.
-        share, targets: see `Samples`; not of the places.
-    """
-
-    labels: Tensor
-    documents: Tensor
-    share: float = 1.0
-    targets: Targets | None = None
-    causal: ClassVar[bool] = False
+class FeaturePlaces(Places):
+    """Images as a layer sees them: [B, places], all of them valid."""
 
     def inside(self, places: int) -> FeaturePlaces:
         """Itself."""

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from razor.distill.batch import Batch, Samples
-from razor.distill.targets import Targets
+from razor.distill.batch import Batch, Places
 
 TEXT, IMAGE, VIDEO, AUDIO = range(4)
 """What stands at a token, as Transformers numbers it (`mm_token_type_ids`)."""
@@ -51,21 +49,8 @@ class MediaBatch(Batch):
         return TowerPlaces(documents, documents)
 
 
-@dataclass
-class TowerPlaces(Samples):
-    """A batch as a tower sees it: [1, places], all of them valid, each seeing the others of its image.
-
-    Attributes:
-        labels: no tokens; only that there is something to compare at each place.
-        documents: index of the document that the image or recording stands in.
-        share, targets: see `Samples`; not of the places.
-    """
-
-    labels: Tensor
-    documents: Tensor
-    share: float = 1.0
-    targets: Targets | None = None
-    causal: ClassVar[bool] = False
+class TowerPlaces(Places):
+    """A batch as a tower sees it: [1, places], all of them valid, each seeing the others of its image."""
 
     def inside(self, places: int) -> TowerPlaces:
         """As a layer sees it that has so many places in all.
