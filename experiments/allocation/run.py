@@ -25,6 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import study_cells  # noqa: E402
 import study_making  # noqa: E402
+import study_text  # noqa: E402
 
 from razor.allocate import Automatic, Search  # noqa: E402
 from razor.cli import config as cli  # noqa: E402
@@ -223,6 +224,7 @@ def main(words: Sequence[str], make: Callable[..., Any] = Maker) -> int:
         if study_making.numbers(options, key) == [0]:
             raise RazorError(f"{key}={options[key]} must be at least 1.")
     maker, folder = make(options), Path(options["results"]) / options["rung"]
+    study_text.place()
     for case in cases_of(options):
         path = folder / f"{case.quant}_{case.method}_s{case.seed}.json"
         if path.is_file():

@@ -25,6 +25,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import study_making  # noqa: E402
+import study_text  # noqa: E402
 
 from razor.cli.guard import guarded  # noqa: E402
 from razor.errors import RazorError  # noqa: E402
@@ -122,6 +123,8 @@ def main(words: Sequence[str]) -> int:
     cases = cases_of(options)
     shown = study_making.chosen(options, "dry_run", ("true", "false"))[0] == "true"
     (steps,), more = study_making.numbers(options, "steps"), options["more"].split()
+    if not shown:
+        study_text.place()
     for case in cases:
         path = Path(options["results"]) / f"{case.quant}_{case.method}_s{case.seed}.json"
         run = Path(options["runs"]) / path.stem

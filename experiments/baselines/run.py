@@ -25,6 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import study_cells  # noqa: E402
 import study_making  # noqa: E402
+import study_text  # noqa: E402
 from students import LIBRARY, METHODS, Made, Maker, check_format  # noqa: E402
 
 from razor.cli import config as cli  # noqa: E402
@@ -173,6 +174,7 @@ def main(words: Sequence[str]) -> int:
         recipe: Any = cli.build(cli.composed("train", overrides_of(options, case)).quant)
         if case.method in LIBRARY:
             check_format(case.method, case.quant, recipe)
+    study_text.place()
     for case in cases:
         folder = Path(options["results"]) / options["rung"]
         path = folder / f"{name_of(options, case)}_{case.method}_s{case.seed}.json"

@@ -27,6 +27,7 @@ sys.path += [
 ]
 
 import study_cells  # noqa: E402
+import study_text  # noqa: E402
 import torch  # noqa: E402
 from peer_batches import Run  # noqa: E402
 from peer_cell import student_of  # noqa: E402
@@ -160,6 +161,7 @@ def main(words: Sequence[str]) -> int:
         for key, least in (("seed", 0), ("rows", 1)):
             if len(given := numbers(options, key)) > 1 or given[0] < least:
                 raise RazorError(f"{key}={options[key]} must be one number of at least {least}.")
+        study_text.place()
         found = measured(options, methods, more)
         command = shlex.join(["python", "experiments/ladder/layers.py", *words])
         with atomic_write(Path(options["results"])) as temporary:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import study_cells  # noqa: E402
 import study_making  # noqa: E402
+import study_text  # noqa: E402
 from study_making import chosen, numbers  # noqa: E402
 
 from razor.cli.guard import guarded  # noqa: E402
@@ -174,6 +175,7 @@ def main(words: Sequence[str]) -> int:
             for cell in cells:
                 print("python " + shlex.join(cell.command(studies, runs / cell.rung / "RUN")[1]))
             return 0
+        study_text.place()
         for cell in cells:
             make(cell, studies, runs)
         if again:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import study_cells  # noqa: E402
 import study_making  # noqa: E402
+import study_text  # noqa: E402
 
 from razor.cli.guard import guarded  # noqa: E402
 
@@ -135,6 +136,8 @@ def main(words: Sequence[str]) -> int:
         quants, seeds = study_making.chosen(options, "quant", WIDTHS), study_making.numbers(options, "seeds")
         shown = study_making.chosen(options, "dry_run", ("true", "false")) == ["true"]
         (steps,) = study_making.numbers(options, "steps")
+        if not shown:
+            study_text.place()
         for seed, quant, variant in itertools.product(seeds, quants, variants):
             rung = f"{steps}_steps"
             path = study_cells.place(HERE, rung, quant, variant, seed)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "benchmarks")]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "benchmarks")]
 
+import study_text  # noqa: E402
 from peer.sides import cores  # noqa: E402
 from peer_batches import Run, written  # noqa: E402
 from peer_best import GRID, grid, keep_best, kl_of, show, write_tuned  # noqa: E402
@@ -171,6 +172,7 @@ def main(words: Sequence[str]) -> int:
 
     def job() -> int:
         options, overrides = options_of(words)
+        study_text.place()
         for method in options["methods"].split(","):
             METHODS[method](options, overrides)
         return 0
