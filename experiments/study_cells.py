@@ -139,6 +139,9 @@ def of_run(run: Path, row: str = "after", **given: Any) -> Cell:
         "tokens_per_second": report[f"{unit}_per_second"] if trained else None,
         **{key: report[key] for key in ("hardware", "versions", "git")},
     }
+    if trained:  # what the student was before its training
+        before = next(each for each in report["rows"] if each["name"] == "before")
+        cell["before"] = {key: before[key] for key in ("perplexity", "kl", "agreement", "average")}
     return cell | given
 
 

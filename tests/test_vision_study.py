@@ -49,4 +49,5 @@ def test_a_cell_is_made_of_a_run_of_images(
         run.study_cells.write(tmp_path / "results" / "x" / f"{name}.json", each)
     lines = tables.vision("x").splitlines()
     assert lines[2].startswith("| W16-A16 | 16.00 | 1.00 |") and lines[3].startswith("| W4-A8 | ")
+    assert f"| {made['before']['kl']:.4f} |" in lines[3]
     assert lines[-1].endswith("40 held-out images.)")

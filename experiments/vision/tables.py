@@ -22,13 +22,27 @@ def _scores(cells: list[study_cells.Cell], task: str, key: str = "value") -> lis
     return [each[key] for each in found]
 
 
+def _before(cells: list[study_cells.Cell], key: str, digits: str) -> str:
+    """A number of the rounded student, before training; nothing of a teacher."""
+    found = [cell["before"][key] for cell in cells if "before" in cell]
+    return study_rows.spread(found, digits) if found else ""
+
+
 def vision(model: str) -> str:
     """Every width with every format of inputs, beside the teacher."""
     cells = study_cells.read(HERE / "results" / model)
     if not cells:
         return NOT_YET
-    head = ["W-A", "bits per weight", "ratio", "accuracy, %", "standard error", "against the teacher"]
-    head += ["calibration error", "held-out KL", "same class, %", "seeds"]
+    head = [
+        "W-A",
+        "bits per weight",
+        "ratio",
+        "rounded, %",
+        "distilled, %",
+        "standard error",
+        "against the teacher",
+    ]
+    head += ["calibration error", "KL rounded", "KL distilled", "same class, %", "seeds"]
     found = study_rows.groups(cells)
     widths = list(dict.fromkeys(quant for quant, _ in found))
     order = [(quant, method) for quant in widths for method in ORDER if (quant, method) in found]
@@ -38,11 +52,13 @@ def vision(model: str) -> str:
         same = found[key]
         accuracy, first = _scores(same, "accuracy"), same[0]
         row = [first["w_a_kv"], f"{first['bits_per_weight']:.2f}", f"{first['ratio_paper']:.2f}"]
+        row.append(_before(same, "average", ".2f"))
         row.append(study_rows.spread(accuracy, ".2f"))
         row.append(f"{statistics.fmean(_scores(same, 'accuracy', 'stderr')):.2f}")
         behind = "" if not base else f"{statistics.fmean(accuracy) - statistics.fmean(base):+.2f}"
         row.append(behind if key[1] != "teacher" else "")
         row.append(study_rows.spread(_scores(same, "calibration"), ".2f"))
+        row.append(_before(same, "kl", ".4f"))
         row += [
             study_rows.held_out(same, name, digits) for name, digits in (("kl", ".4f"), ("agreement", ".1f"))
         ]
