@@ -59,6 +59,11 @@ what train.py start=gptq begins with), training on labels alone, the paper's met
 Razor, and Razor's recipe for small budgets."""
 
 
+def rounded(rung: str) -> str:
+    """The folder of baselines whose text, and so whose held-out part, is that of a rung of the ladder."""
+    return "smollm2_135m_long" if rung == "gpu" else "smollm2_135m"
+
+
 def place(study: Path, rung: str, quant: str, method: str, seed: int) -> Path:
     """Where a cell of a study lies."""
     return study / "results" / rung / f"{quant}_{method}_s{seed}.json"
@@ -94,8 +99,10 @@ def ladder(rung: str) -> list[Cell]:
     cells = read(STUDIES / "ladder" / "results" / rung)
     cells += [cell for cell in read(STUDIES / "vs_peer" / "results" / rung) if "tuned" in cell]
     wanted = {(cell["quant"], cell["seed"]) for cell in cells}
-    rounded = [cell for cell in read(STUDIES / "baselines" / "results") if cell["method"] in METHODS]
-    return cells + [cell for cell in rounded if (cell["quant"], cell["seed"]) in wanted]
+    others = [
+        cell for cell in read(STUDIES / "baselines" / "results" / rounded(rung)) if cell["method"] in METHODS
+    ]
+    return cells + [cell for cell in others if (cell["quant"], cell["seed"]) in wanted]
 
 
 def layers() -> dict[str, Any] | None:
@@ -148,10 +155,11 @@ def of_run(run: Path, row: str = "after", **given: Any) -> Cell:
 def _curve(run: Path) -> list[list[float]]:
     """[tokens or images seen, held-out KL] while training, from the run's log, in proportion to steps."""
     log, report = run / "logs" / "metrics.csv", json.loads((run / "report.json").read_text(encoding="utf-8"))
+    callback = (report["config"].get("callbacks") or {}).get("held_out") or {}
     seen = report.get("images_seen") or report["tokens_seen"]
     rows = {row["name"]: row["kl"] for row in report["rows"]}
     points = [[0, rows["before"]]]
-    if log.is_file():
+    if log.is_file() and callback.get("batches") is None:  # points of less text are no points of this curve
         with log.open(encoding="utf-8") as stream:
             for line in csv.DictReader(stream):
                 if line.get("held_out/kl"):

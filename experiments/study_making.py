@@ -65,6 +65,30 @@ def train(words: Sequence[str], run: Path) -> list[str]:
     return ["train.py", *words, f"hydra.run.dir={run}"]
 
 
+def done(command: Sequence[str]) -> None:
+    """Run a script, its command on the screen.
+
+    Raises:
+        RazorError: it failed.
+    """
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    if code := _finished(command):
+        raise RazorError(f"That ended with code {code}; the same command goes on.")
+
+
+def _finished(command: Sequence[str]) -> int:
+    """The exit code of a script. After Ctrl-C, which reaches it too, it is given the time to save what it has."""
+    child = subprocess.Popen([sys.executable, *command], cwd=ROOT)
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        try:
+            child.wait()
+        except KeyboardInterrupt:  # a second one
+            child.kill()
+        raise
+
+
 def make(path: Path, command: Sequence[str], told: Mapping[str, Any], run: Path | None = None) -> bool:
     """Make a cell, unless it is there.
 
@@ -83,12 +107,7 @@ def make(path: Path, command: Sequence[str], told: Mapping[str, Any], run: Path 
     if path.is_file():
         print(f"{path.name}: is there", flush=True)
         return False
-    print(f"\n$ python {shlex.join(command)}", flush=True)
-    code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-    if code:
-        raise RazorError(
-            f"That ended with code {code} before {path.name} was there; the same command goes on."
-        )
+    done(command)
     if run is not None:
         study_cells.write(
             path, study_cells.of_run(ROOT / run, **told, command=shlex.join(["python", *command]))

@@ -6,7 +6,9 @@ deviation over the seeds. Nothing here knows which study a cell is of.
 
 from __future__ import annotations
 
+import re
 import statistics
+import sys
 from collections.abc import Sequence
 
 import study_cells
@@ -37,12 +39,31 @@ def groups(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         found.setdefault((cell["quant"], cell["method"]), []).append(cell)
+    for same in found.values():
+        _check_repeats(same)
     places = {quant: place for place, quant in enumerate(WIDTHS)}
 
     def place(key: tuple[str, str]) -> tuple[int, str, int, str]:
         return places.get(key[0], len(places)), key[0], order.get(key[1], len(order)), key[1]
 
     return {key: sorted(found[key], key=lambda cell: cell["seed"]) for key in sorted(found, key=place)}
+
+
+def _check_repeats(cells: Sequence[Cell]) -> None:
+    """End the program if cells of one row differ in more than their seed: their mean would be of two things."""
+    made = {(cell["steps"], cell["calibration_tokens"] > 0, _command(cell)) for cell in cells}
+    if len(made) > 1:
+        first = cells[0]
+        told = "\n".join(sorted(f"  {steps} steps: {command}" for steps, _, command in made))
+        sys.exit(f"Cells of {first['quant']} {first['method']} are no repeats of one another:\n{told}")
+
+
+def _command(cell: Cell) -> str:
+    """What made it, without what a repeat may change; the peer's rate is chosen anew for every seed."""
+    if cell["study"] != "ladder" and cell["study"] != "vision":
+        return ""  # commands for several cells at once
+    own = re.sub(r"\b(seed|hydra\.run\.dir|evals|evals\.limit|results)=\S+", "", cell["command"] or "")
+    return " ".join(own.split())
 
 
 def spread(values: Sequence[float], digits: str) -> str:
@@ -58,12 +79,21 @@ def held_out(cells: Sequence[Cell], key: str, digits: str) -> str:
 
 
 def mean_kl(cells: Sequence[Cell]) -> float:
-    """Held-out KL, over the seeds."""
-    return statistics.fmean(cell["held_out"]["kl"] for cell in cells)
+    """Held-out KL, over the seeds; infinite if one of them came to nothing."""
+    kls = [cell["held_out"]["kl"] if cell["held_out"] else float("inf") for cell in cells]
+    return statistics.fmean(kls)
+
+
+def paired(some: Sequence[Cell], others: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Of both the cells whose seeds the other has too."""
+    both = {cell["seed"] for cell in some} & {cell["seed"] for cell in others}
+    return [cell for cell in some if cell["seed"] in both], [cell for cell in others if cell["seed"] in both]
 
 
 def change(own: float, base: float) -> str:
-    """How far a number is from another one."""
+    """How far a number is from another one; a dash where one of them is none."""
+    if not (0 < base < float("inf") and own < float("inf")):
+        return "-"
     return f"{100 * (own / base - 1):+.0f} %"
 
 
@@ -102,15 +132,21 @@ def hardware(cells: Sequence[Cell]) -> str:
 
 
 def _texts(cells: Sequence[Cell]) -> str:
-    """Says so if cells were scored on different texts: what a teacher writes is not the same on every processor."""
-    lengths = [cell["held_out"]["tokens"] for cell in cells if cell.get("held_out")]
-    counts = {length: lengths.count(length) for length in lengths if length}
-    if len(counts) < 2:
+    """Says so if cells of one seed were scored on different texts; every seed holds out other documents."""
+    lengths: dict[int, dict[int, int]] = {}
+    for cell in cells:
+        if (cell.get("held_out") or {}).get("tokens"):
+            counts = lengths.setdefault(cell["seed"], {})
+            counts[cell["held_out"]["tokens"]] = counts.get(cell["held_out"]["tokens"], 0) + 1
+    several = {seed: counts for seed, counts in lengths.items() if len(counts) > 1}
+    if not several:
         return ""
-    told = ", ".join(f"{count} of {length:,} tokens" for length, count in sorted(counts.items()))
-    return (
-        f"; held-out text: {told}: written by the same teacher on different processors, so not quite the same"
+    told = "; ".join(
+        f"seed {seed}: "
+        + ", ".join(f"{count} of {length:,} tokens" for length, count in sorted(counts.items()))
+        for seed, counts in sorted(several.items())
     )
+    return f"; held-out texts are not all the same: {told}"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:

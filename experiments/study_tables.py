@@ -33,6 +33,7 @@ from study_rows import (  # noqa: E402
     held_out,
     markdown,
     mean_kl,
+    paired,
     seeds,
     spread,
     tokens,
@@ -116,7 +117,7 @@ def beside_peer() -> str:
     for rung in ("small", "cpu", "gpu"):
         found = groups(study_cells.ladder(rung))
         for quant in WIDTHS:
-            peer, ours = found.get((quant, "peer")), found.get((quant, "ours"))
+            peer, ours = paired(found.get((quant, "peer"), []), found.get((quant, "ours"), []))
             if peer and ours:
                 used += [*peer, *ours]
                 row = [f"{peer[0]['tokens']:,}", ours[0]["w_a_kv"], f"{ours[0]['bits_per_weight']:.2f}"]

@@ -193,6 +193,88 @@ def test_a_cell_that_is_there_is_skipped_and_a_failed_command_leaves_none(tmp_pa
     assert not making.make(path, ["train.py", "no=such"], {})
     assert "is there" in capsys.readouterr().out
     path.unlink()
-    with pytest.raises(RazorError, match="code 2 before w4_ours_s0"):
+    with pytest.raises(RazorError, match="code 2"):
         making.make(path, ["train.py", "model=nothing"], {}, tmp_path / "run")
     assert not path.exists()
+
+
+def test_cells_of_one_row_are_repeats_and_nothing_else():
+    made = [
+        cell("w4", "ours", 1.0, seed, study="ladder", steps=9, command=f"c seed={seed}") for seed in (0, 1)
+    ]
+    assert len(rows.groups(made)) == 1
+    for change in ({"steps": 8}, {"command": "c trainer.learning_rate=1 seed=1"}, {"calibration_tokens": 5}):
+        with pytest.raises(SystemExit, match="w4 ours are no repeats"):
+            rows.groups([made[0], made[1] | change])
+
+
+def test_texts_differ_only_within_a_seed():
+    made = [cell("w4", "ours", 1.0, seed) for seed in (0, 1)]
+    made[1]["held_out"]["tokens"] = 88  # a seed holds out documents of its own
+    assert "not all the same" not in rows.hardware(made)
+    made[1]["seed"] = 0
+    assert rows.hardware(made).endswith("seed 0: 1 of 88 tokens, 1 of 99 tokens")
+
+
+def test_a_run_that_came_to_nothing_has_no_change():
+    lost = cell("w4", "peer", 1.0) | {"held_out": None}
+    assert rows.mean_kl([lost]) == float("inf") and rows.held_out([lost], "kl", ".3f") == "-"
+    assert rows.change(1.0, rows.mean_kl([lost])) == "-" and rows.change(1.0, 2.0) == "-50 %"
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have():
+    some, others = rows.paired([cell("w4", "ours", 1.0, s) for s in (0, 1)], [cell("w4", "peer", 2.0, 1)])
+    assert [each["seed"] for each in (*some, *others)] == [1, 1]
+
+
+def test_scores_are_added_to_a_cell_that_has_none(tmp_path, monkeypatch):
+    scores = load("study_scores")
+    path = tmp_path / "w4_ours_s0.json"
+    cells.write(path, cell("w4", "ours", 1.0))
+    assert scores.lacks(path, 2) and not scores.lacks(path, 0)
+    with pytest.raises(RazorError, match="no scores of 2 rows a task, and its run 'runs/gone' is not here"):
+        scores.add(path, "runs/gone", 2)
+    monkeypatch.setattr(scores, "ROOT", tmp_path)
+    row = {"tasks": {"piqa": {"task": "piqa", "value": 50.0, "stderr": 3.0, "rows": 2}}, "average": 50.0}
+    answer = tmp_path / "answer.json"
+    answer.write_text(json.dumps({"rows": [row]}))
+    (tmp_path / "runs" / "here").mkdir(parents=True)
+    (tmp_path / "razor").mkdir()
+    (tmp_path / "razor" / "__init__.py").touch()
+    words = ["evaluate", "runs/here", "evals=quick", "evals.limit=2", "json=true"]
+    program = f"import pathlib, sys; assert sys.argv[1:] == {words}"
+    (tmp_path / "razor" / "__main__.py").write_text(
+        f"{program}\nprint(pathlib.Path('answer.json').read_text())\n"
+    )
+    scores.add(path, "runs/here", 2)
+    assert json.loads(path.read_text())["scores"]["average"] == 50.0 and not scores.lacks(path, 2)
+
+
+def test_a_study_that_is_interrupted_waits_for_what_it_started(tmp_path):
+    import os
+    import signal
+    import subprocess
+    import time
+
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def save(*_): time.sleep(1); pathlib.Path('saved').touch(); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, save); pathlib.Path('ready').touch(); time.sleep(60)\n"
+    )
+    outer = (
+        f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.path.insert(0, {str(ROOT / 'experiments')!r}); import pathlib, study_making\n"
+        f"study_making.ROOT = pathlib.Path({str(tmp_path)!r}); study_making.done(['slow.py'])"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", outer],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)
+    assert child.wait(60) != 0 and (tmp_path / "saved").exists()

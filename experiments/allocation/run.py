@@ -12,6 +12,7 @@ other studies. A cell is a file in `results/RUNG/`; one that is there is not mad
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 import sys
 import time
@@ -217,6 +218,15 @@ def cases_of(options: dict[str, str]) -> list[Case]:
     return cases
 
 
+def check_same(path: Path, options: dict[str, str]) -> None:
+    """Raise RazorError if a cell that is there was made with other options of plans."""
+    there = json.loads(path.read_text(encoding="utf-8")).get("options")
+    if there != options["options"]:
+        raise RazorError(
+            f"'{path}' is of options={there}, not {options['options']}: give results= another folder, or remove it."
+        )
+
+
 def main(words: Sequence[str], make: Callable[..., Any] = Maker) -> int:
     """Make the cells that are missing."""
     options = study_making.options_of(words, DEFAULTS)
@@ -228,6 +238,7 @@ def main(words: Sequence[str], make: Callable[..., Any] = Maker) -> int:
     for case in cases_of(options):
         path = folder / f"{case.quant}_{case.method}_s{case.seed}.json"
         if path.is_file():
+            check_same(path, options)
             print(f"{path.stem} is there already.", flush=True)
         else:
             maker.make(case, path)

@@ -32,20 +32,24 @@ def trained() -> str:
         return NOT_YET
     head = ["bits of", "recipe", "plan", "bits per weight", "tokens", "KL before training", "held-out KL"]
     head += ["change", "seeds"]
-    found: dict[tuple[str, str, str], list[study_cells.Cell]] = {}
+    found: dict[tuple[int, str, str, str], list[study_cells.Cell]] = {}
     for cell in cells:
         plan, _, recipe = cell["method"].rpartition("_")
-        found.setdefault((cell["quant"], recipe, plan), []).append(cell)
-    means = {key: statistics.fmean(c["held_out"]["kl"] for c in same) for key, same in found.items()}
+        steps = int(str(cell["rung"]).rpartition("_")[2])
+        found.setdefault((steps, cell["quant"], recipe, plan), []).append(cell)
+    means = {key: study_rows.mean_kl(same) for key, same in found.items()}
     rows = []
-    for quant, recipe, plan in sorted(found, key=lambda key: (key[:2], -means[key])):
-        same, base = found[quant, recipe, plan], means.get((quant, recipe, "every_nth"))
-        change = "" if base is None else f"{100 * (means[quant, recipe, plan] / base - 1):+.0f} %"
+    for steps, quant, recipe, plan in sorted(found, key=lambda key: (key[:3], -means[key])):
+        key, base = (steps, quant, recipe, plan), means.get((steps, quant, recipe, "every_nth"))
+        same, change = found[key], "" if base is None else study_rows.change(means[key], base)
+        looked = f" + {same[0]['plan_tokens']:,}" if same[0].get("plan_tokens") else ""
         row = [f"`{quant}`", f"`{recipe}`", SAID.get(plan, f"`{plan}`"), f"{same[0]['bits_per_weight']:.3f}"]
-        row += [study_rows.tokens(same[0]), study_rows.spread([cell["curve"][0][1] for cell in same], ".2f")]
+        row += [study_rows.tokens(same[0]) + looked]
+        row += [study_rows.spread([cell["curve"][0][1] for cell in same], ".2f")]
         rows.append([*row, study_rows.held_out(same, "kl", ".3f"), change, study_rows.seeds(same)])
     hardware = study_rows.hardware(cells)
-    return f"{study_rows.markdown(head, rows, 3)}\n({hardware}; tokens: trained on + calibrated on.)\n"
+    tokens = "tokens: trained on + calibrated on + looked at for the plan"
+    return f"{study_rows.markdown(head, rows, 3)}\n({hardware}; {tokens}.)\n"
 
 
 def allocation(rung: str = "smollm2_135m") -> str:

@@ -7,14 +7,17 @@
 A plan is given as WIDTH:FILE, and its folder (or the file, if that is not called plan.yaml) names it in tables.
 With it, every n-th row in the same formats is trained (`every_nth`: quant=mixed_2p79 or mixed_1p88), by the same
 recipe, on the same text and tokens: the ladder's `budget=small`, 43 steps. `recipe=paper` is the paper's losses,
-`recipe=ours` a start by GPTQ and experiment=small_budget's losses, whose rows are taken off the steps. A cell is a
-file in `results/trained/`; one that is there is not made again.
+`recipe=ours` a start by GPTQ and experiment=small_budget's losses, whose rows are taken off the steps. What the
+score of a plan looked at comes on top, and is told in the cell (`plan_tokens`): it is found once for many runs.
+A cell is a file in `results/trained/STEPS/`, beside it a copy of its plan; one that is there is not made again.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ import study_text  # noqa: E402
 
 from razor.cli.guard import guarded  # noqa: E402
 from razor.errors import RazorError  # noqa: E402
+from razor.evals.allocation_report import NUMBERS  # noqa: E402
 from razor.quant import Plan  # noqa: E402
 
 WIDTHS = ("mixed_2p79", "mixed_1p88")
@@ -99,7 +103,7 @@ def cases_of(options: dict[str, str]) -> list[Case]:
         if not colon or width not in WIDTHS:
             raise RazorError(f"plans={word}: WIDTH:FILE, the width one of {', '.join(WIDTHS)}.")
         Plan.load(Path(file))
-        plans.append((width, Path(file).absolute()))
+        plans.append((width, Path(file)))
     if not plans:
         raise RazorError(f"plans= is empty: plans={WIDTHS[0]}:FILE, a plan.yaml of razor allocate.")
     recipes = study_making.chosen(options, "recipe", tuple(RECIPES))
@@ -126,15 +130,24 @@ def main(words: Sequence[str]) -> int:
     if not shown:
         study_text.place()
     for case in cases:
-        path = Path(options["results"]) / f"{case.quant}_{case.method}_s{case.seed}.json"
-        run = Path(options["runs"]) / path.stem
+        path = Path(options["results"]) / str(steps) / f"{case.quant}_{case.method}_s{case.seed}.json"
+        run = Path(options["runs"]) / str(steps) / path.stem
         command = study_making.train(case.words(steps, more), run)
         if shown:
             print("python " + shlex.join(command))
             continue
         told = {"study": "allocation", "rung": f"trained_{steps}", "quant": case.quant, "method": case.method}
-        study_making.make(path, command, told, run)
+        if study_making.make(path, command, told | {"plan_tokens": looked_at(case.plan)}, run) and case.plan:
+            shutil.copyfile(case.plan, path.with_suffix(".yaml"))
     return 0
+
+
+def looked_at(plan: Path | None) -> int | None:
+    """Tokens that the scores of a plan looked at, from what `razor allocate` left beside it; None: unknown."""
+    if plan is None:
+        return 0
+    numbers = plan.with_name(NUMBERS)
+    return int(json.loads(numbers.read_text())["calibration_tokens"]) if numbers.is_file() else None
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import study_cells  # noqa: E402
 import study_making  # noqa: E402
+import study_scores  # noqa: E402
 import study_text  # noqa: E402
 from students import LIBRARY, METHODS, Made, Maker, check_format  # noqa: E402
 
@@ -143,6 +144,7 @@ def make(options: dict[str, str], case: Case, path: Path) -> None:
             "curve": [],
             "seconds": seconds,
             "tokens_per_second": None,
+            "limit": int(options["limit"]) if benchmark.tasks else None,
             "told": made.told,
             **environment(told.settings.device),
             "command": shlex.join(["python", "experiments/baselines/run.py", *sys.argv[1:]]),
@@ -178,7 +180,8 @@ def main(words: Sequence[str]) -> int:
     for case in cases:
         folder = Path(options["results"]) / options["rung"]
         path = folder / f"{name_of(options, case)}_{case.method}_s{case.seed}.json"
-        if path.is_file():
+        limit = 0 if options["evals"] == "none" else int(options["limit"])
+        if path.is_file() and not study_scores.lacks(path, limit):
             print(f"{path.stem} is there already.", flush=True)
         else:
             make(options, case, path)

@@ -1,6 +1,6 @@
 """How far each layer of small models is from the teacher's: relative squared error of its output on held-out text.
 
-    python experiments/ladder/layers.py budget=cpu quant=w1p58 [methods=rtn,gptq,peer,paper,ours] [seed=0] [rows=16]
+    python experiments/ladder/layers.py budget=cpu quant=w1p58 [methods=rtn,gptq,peer,ours] [seed=0] [rows=16]
 
 The models are those of one rung and width of the ladder, from what making their cells left behind: packed models of
 runs of train.py, latents of the peer. Rounding after training left none, so it is done again: seconds, or a few
@@ -54,7 +54,7 @@ CALIBRATED = 64
 DEFAULTS = {
     "budget": "cpu",
     "quant": "w1p58",
-    "methods": "rtn,gptq,peer,paper,ours",
+    "methods": "rtn,gptq,peer,ours",
     "seed": "0",
     "rows": "16",  # of held-out text
     "model": "smollm2_135m",

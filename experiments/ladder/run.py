@@ -25,14 +25,16 @@ sys.path.insert(0, str(HERE.parent))
 
 import study_cells  # noqa: E402
 import study_making  # noqa: E402
+import study_scores  # noqa: E402
 import study_text  # noqa: E402
 from study_making import chosen, numbers  # noqa: E402
 
 from razor.cli.guard import guarded  # noqa: E402
+from razor.errors import RazorError  # noqa: E402
 
 STUDIES = HERE.parent.relative_to(ROOT)
+MODEL = "smollm2_135m"
 BASELINES = {"rtn": "baselines", "gptq": "baselines"}
-WITHOUT_BUDGET = "smollm2_135m"
 WIDTHS = ("w4", "mixed_2p79", "mixed_1p88", "w1p58")
 RATES = {
     "peer": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
@@ -54,6 +56,8 @@ class Rung:
         start: rows that a start looks at; their steps are taken off training, so that tokens are equal.
         more: other words for train.py.
         rows: in a step.
+        text: words for the baselines, where the text is another one.
+        methods: that are made unless others are asked for.
     """
 
     steps: int
@@ -61,19 +65,27 @@ class Rung:
     start: int
     more: tuple[str, ...] = ()
     rows: int = 2
+    text: tuple[str, ...] = ()
+    methods: str = "rtn,gptq,peer,ours"
 
 
 RUNGS = {
     "small": Rung(43, 0, 32),
     "cpu": Rung(232, 500, 64),
     "gpu": Rung(
-        2_320, 2_000, 1_280, ("trainer=gpu", "data.source.tokens=14_000_000", "data.rows_per_batch=20"), 20
+        2_320,
+        2_000,
+        1_280,
+        ("trainer=gpu", "data.source.tokens=14_000_000", "data.rows_per_batch=20"),
+        20,
+        ("tokens=14000000",),
+        "rtn,gptq,ours",
     ),
 }
 DEFAULTS = {
     "budget": "small",
     "quant": ",".join(WIDTHS),
-    "methods": "rtn,gptq,peer,ours",
+    "methods": "",  # those of the rung
     "seeds": "0",
     "limit": "",  # rows a task, in place of the rung's
     "again": "false",
@@ -93,7 +105,7 @@ class Cell:
 
     def path(self, studies: Path) -> Path:
         """Its file: rounding after training and the peer have studies of their own, and the former no budget."""
-        rung = WITHOUT_BUDGET if self.method in BASELINES else self.rung
+        rung = study_cells.rounded(self.rung) if self.method in BASELINES else self.rung
         study = studies / (BASELINES | {"peer": "vs_peer"}).get(self.method, "ladder")
         return study_cells.place(study, rung, self.quant, self.method, self.seed)
 
@@ -103,13 +115,15 @@ class Cell:
         evals = ["evals=quick", f"evals.limit={self.limit}"] if self.limit else ["evals=none"]
         named = [f"quant={self.quant}", f"seed={self.seed}", f"rung={path.parent.name}"]
         named += [f"results={path.parents[1]}"] if studies != STUDIES else []
+        scored = [f"limit={self.limit}"] if self.limit else []
         if self.method in BASELINES:
-            return None, ["experiments/baselines/run.py", f"method={self.method}", *named]
+            words = [f"method={self.method}", *named, *rung.text, evals[0], *scored]
+            return None, ["experiments/baselines/run.py", *words]
         rate = f"{RATES[self.method][self.quant]:g}"
         if self.method == "peer":
-            scored = [f"limit={self.limit}"] if self.limit else []
             words = [f"steps={rung.steps}", f"learning_rate={rate}", evals[0], *scored, *rung.more]
-            return None, ["experiments/vs_peer/run.py", *named, *words]
+            again = [f"runs={studies.parent / 'vs_peer'}"] if studies != STUDIES else []
+            return None, ["experiments/vs_peer/run.py", *named, *words, *again]
         steps = rung.steps
         if self.method == "ours":
             steps -= rung.start // rung.rows
@@ -136,20 +150,32 @@ def cells_of(options: dict[str, str]) -> list[Cell]:
     (rung,) = chosen(options, "budget", tuple(RUNGS))[:1]
     limit = numbers(options, "limit")[0] if options["limit"] else RUNGS[rung].limit
     ways = [method for method in study_cells.METHODS if method in (*BASELINES, *RATES)]
-    lists = numbers(options, "seeds"), chosen(options, "quant", WIDTHS), chosen(options, "methods", ways)
+    methods = chosen(options | {"methods": options["methods"] or RUNGS[rung].methods}, "methods", ways)
+    if rung == "gpu" and "peer" in methods:
+        raise RazorError(
+            "methods=peer: its side of the study trains on a CPU. budget=gpu methods=rtn,gptq,ours"
+        )
+    lists = numbers(options, "seeds"), chosen(options, "quant", WIDTHS), methods
     return [Cell(rung, quant, method, seed, limit) for seed, quant, method in itertools.product(*lists)]
 
 
 def make(cell: Cell, studies: Path, runs: Path) -> None:
-    """Make a cell and, beside the first run of a seed, the teacher's; unless they are there."""
+    """Make a cell and, beside the first run of a seed, the teacher's; unless they are there with their scores."""
     path = ROOT / cell.path(studies)
     run, command = cell.command(studies, runs / cell.rung / path.stem)
     told = {"study": "ladder", "rung": cell.rung, "quant": cell.quant, "method": cell.method}
+    if run is None and path.is_file() and study_scores.lacks(path, cell.limit):
+        study_making.done(command)
+        return
     study_making.make(path, command, told, run)
+    if run is not None and study_scores.lacks(path, cell.limit):
+        study_scores.add(path, str(run), cell.limit)
     teacher = path.with_name(f"w16_teacher_s{cell.seed}.json")
     if run is not None and not teacher.is_file():
         told |= {"quant": "w16", "method": "teacher", "command": shlex.join(["python", *command])}
         study_cells.write(teacher, study_cells.of_run(ROOT / run, "teacher", **told))
+    if run is not None and study_scores.lacks(teacher, cell.limit):
+        study_scores.add(teacher, MODEL, cell.limit)
 
 
 def compare(cells: Sequence[Cell], studies: Path) -> None:

@@ -19,10 +19,11 @@ GRID = "grid"
 
 
 def grid(results: Path, like: Cell) -> list[tuple[Cell, dict[str, Any]]]:
-    """All cells of a width and a seed that are there, the best first; also those of earlier commands."""
+    """All cells of a width, a seed and a number of steps, the best first; also those of earlier commands."""
     found = [json.loads(path.read_text()) for path in sorted((results / GRID).glob("*.json"))]
     cells = [(Cell(**each["cell"]), each) for each in found]
-    own = [(cell, each) for cell, each in cells if (cell.quant, cell.seed) == (like.quant, like.seed)]
+    same = (like.quant, like.seed, like.steps)
+    own = [(cell, each) for cell, each in cells if (cell.quant, cell.seed, cell.steps) == same]
     return sorted(own, key=lambda pair: kl_of(pair[1]))
 
 
