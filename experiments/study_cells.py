@@ -53,10 +53,22 @@ KEYS = (
 """What every cell says; null where it is unknown or does not apply. A study may add keys of its own.
 Tokens are images where a model reads those."""
 
-METHODS = ("teacher", "rtn", "gptq", "start", "awq", "autoround", "qat", "peer", "paper", "ours")
+METHODS = (
+    "teacher",
+    "rtn",
+    "gptq",
+    "start",
+    "awq",
+    "autoround",
+    "qat",
+    "peer",
+    "paper",
+    "same_formats",
+    "ours",
+)
 """Ways to compress, in the order of tables: none, plain rounding, four kinds of rounding after training (`start` is
 what train.py start=gptq begins with), training on labels alone, the paper's method in its own package, the same in
-Razor, and Razor's recipe for small budgets."""
+Razor, Razor's recipe for small budgets in the paper's formats, and in its own."""
 
 
 def rounded(rung: str) -> str:

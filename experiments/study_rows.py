@@ -25,6 +25,7 @@ LABELS = {
     "qat": "training on labels alone",
     "peer": "`edgerazor` 1.3.5",
     "paper": "the same losses in Razor",
+    "same_formats": "Razor, small budget, the paper's formats",
     "ours": "**Razor, small budget**",
 }
 """What tables call a method."""

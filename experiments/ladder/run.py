@@ -40,6 +40,7 @@ RATES = {
     "peer": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
     "paper": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
     "qat": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
+    "same_formats": {"w4": 1e-4, "mixed_2p79": 3e-4, "mixed_1p88": 3e-4, "w1p58": 3e-4},
     "ours": {"w4": 1e-4, "mixed_2p79": 3e-4, "mixed_1p88": 3e-4, "w1p58": 3e-4},
 }
 """Learning rates of the methods that train. The peer's at 1.58 bits is the best of three (experiments/vs_peer); the
@@ -124,19 +125,14 @@ class Cell:
             words = [f"steps={rung.steps}", f"learning_rate={rate}", evals[0], *scored, *rung.more]
             again = [f"runs={studies.parent / 'vs_peer'}"] if studies != STUDIES else []
             return None, ["experiments/vs_peer/run.py", *named, *words, *again]
-        steps = rung.steps
-        if self.method == "ours":
-            steps -= rung.start // rung.rows
+        started = ["start=gptq", f"start.rows={rung.start}", "distill=small_budget"]
         recipe = {
-            "ours": [
-                "start=gptq",
-                f"start.rows={rung.start}",
-                f"quant={self.quant}_plus",
-                "distill=small_budget",
-            ],
+            "ours": [*started, f"quant={self.quant}_plus"],
+            "same_formats": [*started, f"quant={self.quant}"],
             "paper": [f"quant={self.quant}", "distill=eakld_afd"],
             "qat": [f"quant={self.quant}", "distill=ce"],
         }[self.method]
+        steps = rung.steps - (rung.start // rung.rows if "start=gptq" in recipe else 0)
         budget = [f"trainer.learning_rate={rate}", f"trainer.max_steps={steps}", f"seed={self.seed}"]
         return run, study_making.train(["experiment=ladder", *recipe, *budget, *evals, *rung.more], run)
 
