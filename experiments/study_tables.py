@@ -41,6 +41,8 @@ from study_rows import (  # noqa: E402
 from vision.tables import vision  # noqa: E402
 
 NOT_YET = "(Not run yet.)\n"
+SAME_FORMATS = ("w4", "w1p58")
+"""Widths at which the recipe's formats hold what the paper's do, and only find their scales otherwise."""
 
 
 def ladder(rung: str) -> str:
@@ -111,17 +113,18 @@ def rounding(rung: str) -> str:
 
 def beside_peer() -> str:
     """Peer and small-budget recipe, at every budget and width that has both."""
-    head = ["tokens seen", "W-A-KV", "bits per weight", "the peer's package", "this recipe"]
-    head += ["change", "seeds"]
+    head = ["tokens seen", "W-A-KV", "bits per weight", "`edgerazor` 1.3.5", "this recipe in its formats"]
+    head += ["this recipe", "change", "seeds"]
     rows, used = [], []
     for rung in ("small", "cpu", "gpu"):
         found = groups(study_cells.ladder(rung))
         for quant in WIDTHS:
             peer, ours = paired(found.get((quant, "peer"), []), found.get((quant, "ours"), []))
             if peer and ours:
-                used += [*peer, *ours]
+                alike = ours if quant in SAME_FORMATS else found.get((quant, "same_formats"), [])
+                used += [*peer, *ours, *alike]
                 row = [f"{peer[0]['tokens']:,}", ours[0]["w_a_kv"], f"{ours[0]['bits_per_weight']:.2f}"]
-                row += [held_out(same, "kl", ".3f") for same in (peer, ours)]
+                row += [held_out(same, "kl", ".3f") if same else "-" for same in (peer, alike, ours)]
                 rows.append([*row, change(mean_kl(ours), mean_kl(peer)), seeds(ours)])
     return f"{markdown(head, rows)}\n({hardware(used)}.)\n" if rows else NOT_YET
 
@@ -142,7 +145,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "ladder_layers": layers,
     "small_budget_w1p58": lambda: variants("w1p58", 43),
     "small_budget_mixed_2p79": lambda: variants("mixed_2p79", 43),
-    "small_budget_long": lambda: variants("w1p58", 232),
     "beside_peer": beside_peer,
     "baselines": lambda: rounding("smollm2_135m"),
     "allocation": allocation,
