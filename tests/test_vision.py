@@ -221,6 +221,8 @@ def test_a_kept_teacher_serves_the_verbs(main_job: Any, razor: Any, tmp_path: Pa
     words = ("experiment=vision/teacher", "model=tiny_vit", *TINY, "trainer.max_steps=1")
     done = main_job(*words, "model.architecture.hidden_size=24")
     assert done.code == 0 and "kept     " in done.out, done.err
+    assert "in place of" not in done.out
+    assert "in place of the one before" in main_job(*words, "model.architecture.hidden_size=24").out
     model = ("model=tiny_vit", "model.weights=pretrained", "model.architecture.hidden_size=24")
     data = ("data=digits", "data.held_out=40")  # that it was trained on
     made = razor("quantize", *model, *data, "quant=w4", f"out={tmp_path / 'small'}")
@@ -229,6 +231,34 @@ def test_a_kept_teacher_serves_the_verbs(main_job: Any, razor: Any, tmp_path: Pa
     assert (
         "is an image classifier, which answers no text" in razor("chat", f"run={tmp_path / 'small'}").problem
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("model=tiny_vit", "quant=w1p58"), "keeps a teacher of 16 bits, and quant=w1p58 gives"),
+        (("model=tiny_vit", "quant=w16"), "keeps a teacher of 16 bits, and quant=w16 gives"),
+        (("model=hub", "model.id=./nowhere"), "models that Razor trains itself"),
+        (("model=tiny_vit", "export=none"), "keeps the folder that export=dense writes"),
+    ],
+)
+def test_what_is_no_teacher_is_not_kept(words: tuple[str, ...], said: str, main_job: Any) -> None:
+    assert said in main_job("experiment=vision/teacher", *TINY, *words).problem
+
+
+def test_a_teacher_of_other_images_is_not_taken(main_job: Any) -> None:
+    """The config is the same, and one image more is there: what was held out then is not what is held out now."""
+    from razor.data.sources.digits import Digits
+
+    size = "model.architecture.hidden_size=20"
+    done = main_job("experiment=vision/teacher", "model=tiny_vit", *TINY, size, "trainer.max_steps=1")
+    assert done.code == 0, done.err
+    images = Digits.images
+    words = ("model=tiny_vit", "model.weights=pretrained", *TINY, size, "trainer.max_steps=1")
+    with main_job.monkeypatch.context() as patch:
+        patch.setattr(Digits, "images", lambda source: tuple(part[:-1] for part in images(source)))
+        assert "not those that model=tiny_vit was trained and scored on" in main_job(*words).problem
+    assert main_job(*words).code == 0
 
 
 def test_a_loop_of_ones_own() -> None:
