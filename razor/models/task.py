@@ -55,6 +55,13 @@ def outputs_of(config: PretrainedConfig) -> int:
     )
 
 
+def class_names_of(config: PretrainedConfig) -> tuple[str, ...] | None:
+    """What a classifier's config calls its classes, in their order; None if it only numbers them (LABEL_0 ...)."""
+    found = [(config.id2label or {}).get(number, f"LABEL_{number}") for number in range(config.num_labels)]
+    known = any(name != f"LABEL_{number}" for number, name in enumerate(found))
+    return tuple(map(str, found)) if known else None
+
+
 def check_same_outputs(model: str, own: PretrainedConfig, teacher: str, theirs: PretrainedConfig) -> None:
     """Raise RazorError unless two models, of these names, choose from equally many things of one kind."""
     if task_of(own) != task_of(theirs):

@@ -23,7 +23,7 @@ from razor.data.teacher_cache_kinds import Kept
 from razor.errors import RazorError
 from razor.models import ModelSource
 from razor.models.media_reader import MediaReader
-from razor.models.task import check_same_outputs
+from razor.models.task import check_same_outputs, class_names_of
 from razor.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class Teaching:
 
     def corpus(self) -> Corpus:
         """The text, written by the teacher if the source wants that, images or both; without cached targets."""
+        task = self.model.task
         return self.source.corpus(
             Wanted(
                 tokenizer=self.model.tokenizer(),
@@ -123,7 +124,8 @@ class Teaching:
                 model_max_length=self.longest_text,
                 teacher=Teacher(self.teacher.fingerprint(), self.load_teacher),
                 reading=self.reading,
-                reader=MediaReader(self.model) if self.model.task == "media" else None,
+                reader=MediaReader(self.model) if task == "media" else None,
+                class_names=class_names_of(self.model.config()) if task == "images" else None,
             )
         )
 
