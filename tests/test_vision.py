@@ -54,6 +54,13 @@ def test_a_convolutional_network_from_one_end_to_the_other(main_job: Any) -> Non
     proof = json.loads((done.folder / "exports" / "dense" / "manifest.json").read_text())["proof"]
     assert proof["program"] < 1e-5 and (done.folder / "exports" / "dense" / "program.pt2").is_file()
     card = (done.folder / "exports" / "packed" / "README.md").read_text()
+    assert "images of 1 x 8 x 8 (channels x height x width), numbers from 0 to 1 less 0.305, divided by" in card
+    assert "classes, in this order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 (config" in card
+    for place in ("packed", "exports/packed", "exports/dense"):
+        kept = json.loads((done.folder / place / "config.json").read_text())
+        assert kept["id2label"]["3"] == "3" and kept["label2id"]["9"] == 9
+    about = json.loads((done.folder / "packed" / "razor.json").read_text())["about"]
+    assert about["mean"] == "0.305" and about["classes"].startswith("0, 1, 2, ")
     assert "pipeline_tag: image-classification" in card and "AutoModelForImageClassification" in card
     _same_logits_through_transformers(done.folder)
 
@@ -227,6 +234,8 @@ def test_a_kept_teacher_serves_the_verbs(main_job: Any, razor: Any, tmp_path: Pa
     data = ("data=digits", "data.held_out=40")  # that it was trained on
     made = razor("quantize", *model, *data, "quant=w4", f"out={tmp_path / 'small'}")
     assert made.code == 0 and "W4-A8, " in made.out and "talk" not in made.out, made.err
+    about = json.loads((tmp_path / "small" / "razor.json").read_text())["about"]
+    assert about["deviation"] == "0.376" and about["size"] == "1 x 8 x 8"
     assert "is an image classifier" in razor("evaluate", str(tmp_path / "small")).problem
     assert (
         "is an image classifier, which answers no text" in razor("chat", f"run={tmp_path / 'small'}").problem

@@ -73,6 +73,7 @@ def quantize(overrides: Sequence[str]) -> int:
     from razor.export.folder import check_place, save
     from razor.export.packed import check_packed, packed_bytes
     from razor.models.sample import sample_inputs
+    from razor.models.task import name_classes
     from razor.recipe import Recipe
     from razor.recipe import quantize as apply
 
@@ -96,7 +97,12 @@ def quantize(overrides: Sequence[str]) -> int:
         student = apply(source.load(torch.bfloat16), recipe)
         print(start(torch.nn.Module.to(student, text.settings.device), batches, text.load_teacher()))
     student = torch.nn.Module.to(student, "cpu").eval()
-    save(student, source.tokenizer(), folder, about(config, recipe.quant, STARTED if start else ROUNDED))
+    told = about(config, recipe.quant, STARTED if start else ROUNDED)
+    if source.task == "images" and (images := build(config.data.source)).task == "images":
+        told |= images.described(student.config)
+        if (names := images.class_names_for(student.config)) is not None:
+            name_classes(student.config, names)
+    save(student, source.tokenizer(), folder, told)
     check_packed(student, folder, sample_inputs(student, student.config))
     size = packed_bytes(folder) / 1e6
     print(f"{folder}: {recipe.quant.w_a_kv}, {size:.1f} MB of weights, read back with the same logits")

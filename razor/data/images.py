@@ -88,6 +88,7 @@ class ImageSource(DataSource):
 
     Attributes:
         classes: how many there are.
+        class_names: what they are called, by number; None if nobody knows.
         mean, deviation: of all pixels (0 to 1), by which they are normalized.
         tests: the last so many images are the data set's own test part: held-out images come from there, and none
             of them is trained on. 0: it has none, and any image may be held out.
@@ -99,6 +100,7 @@ class ImageSource(DataSource):
     task: ClassVar[Task] = "images"
     unit = "images"
     classes: int
+    class_names: tuple[str, ...] | None = None
     mean: float
     deviation: float
     tests: int = 0
@@ -114,6 +116,19 @@ class ImageSource(DataSource):
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image."""
         return self.channels, self.size, self.size
+
+    def class_names_for(self, config: PretrainedConfig) -> tuple[str, ...] | None:
+        """The model's own names, for they decide (see `ImageFolder`); else the source's."""
+        from razor.models.task import class_names_of
+
+        return class_names_of(config) or self.class_names
+
+    def described(self, config: PretrainedConfig) -> dict[str, str]:
+        """See `DataSource`."""
+        names = self.class_names_for(config)
+        shape = " x ".join(map(str, self.shape))
+        told = {"size": shape, "mean": f"{self.mean:g}", "deviation": f"{self.deviation:g}"}
+        return told if names is None else told | {"classes": ", ".join(names)}
 
     @abstractmethod
     def images(self) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ out. A config tells by its `model_type`, for which Transformers has classes of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from razor.errors import RazorError
@@ -60,6 +61,12 @@ def class_names_of(config: PretrainedConfig) -> tuple[str, ...] | None:
     found = [(config.id2label or {}).get(number, f"LABEL_{number}") for number in range(config.num_labels)]
     known = any(name != f"LABEL_{number}" for number, name in enumerate(found))
     return tuple(map(str, found)) if known else None
+
+
+def name_classes(config: PretrainedConfig, names: Sequence[str]) -> None:
+    """Let a classifier's config call its classes so, as pipelines of Transformers show them."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def check_same_outputs(model: str, own: PretrainedConfig, teacher: str, theirs: PretrainedConfig) -> None:

@@ -69,6 +69,8 @@ class HubImages(ReadSource):
         """See `ReadSource`."""
         parts = [self._rows(name) for name in (self.split_name, self.test_split) if name is not None]
         self.tests = len(parts[1]) if len(parts) == 2 else 0
+        names = getattr(parts[0].features[self.label], "names", None)
+        self.class_names = tuple(names) if names and len(names) == self.classes else None
         labels = [int(_only(label)) for part in parts for label in part[self.label]]
         first = len(parts[0])
 

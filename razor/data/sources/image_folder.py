@@ -60,6 +60,11 @@ class ImageFolder(ReadSource):
         """How many folders there are."""
         return len(self._names)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Of the folders."""
+        return tuple(self._names)
+
     def check(self) -> None:
         """Raise RazorError if a folder is not there, has no classes, empty ones or others than the first."""
         names = self._names

@@ -42,6 +42,7 @@ class MNIST(ImageSource):
     """
 
     classes = 10
+    class_names = tuple("0123456789")
     mean, deviation = 0.1307, 0.3081  # of the training images
     tests = 10_000
 
