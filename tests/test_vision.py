@@ -191,6 +191,10 @@ def test_an_interrupted_run_ends_as_one_that_never_was(main_job: Any) -> None:
             "ImageClassification has no attention",
         ),
         (("model=tiny_resnet", *TINY, CKA, "data.rows_per_batch=1"), "normalizes by the batch"),
+        (
+            ("model=tiny_resnet", *TINY, CKA, "data.rows_per_batch=3"),
+            "data.rows_per_batch=3, and distill.losses.afd.ranking=cka compares layers by how they tell 4 or more",
+        ),
         (("model=tiny_resnet", *TINY, CKA, "trainer.compute_dtype=bfloat16"), "wrong in bfloat16 on a CPU"),
         (
             ("model=tiny_resnet", *TINY, CKA, "trainer.gradient_checkpointing=true"),
