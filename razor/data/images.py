@@ -94,7 +94,7 @@ class ImageSource(DataSource):
             of them is trained on. 0: it has none, and any image may be held out.
 
     Raises:
-        RazorError: a size or channels out of range.
+        RazorError: a size, channels or a seed out of range.
     """
 
     task: ClassVar[Task] = "images"
@@ -110,6 +110,8 @@ class ImageSource(DataSource):
             raise RazorError(f"data.source.size={size} must be a whole number of pixels.")
         if channels not in (1, 3):
             raise RazorError(f"data.source.channels={channels}. Choices: 1, 3.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise RazorError(f"data.source.seed={seed} must be a whole number of at least 0.")
         self.size, self.channels, self.seed = size, channels, seed
 
     @property
@@ -171,13 +173,38 @@ class ImageSource(DataSource):
     def corpus(self, wanted: Wanted) -> Corpus:
         """Held-out images chosen by the source's seed, the others to train on."""
         pixels, classes = self.images()
+        pixels = pixels if pixels.ndim == 4 else pixels.unsqueeze(1)
+        self._check_images(pixels, classes)
         scored, trained = self.split(len(classes), wanted.held_out)
-        pixels = sized(pixels if pixels.ndim == 4 else pixels.unsqueeze(1), self.size, self.channels)
+        pixels = sized(pixels, self.size, self.channels)
         pixels = (pixels - self.mean) / self.deviation
         return Corpus(
             train=ImageRows(pixels[trained], classes[trained]),
             held_out=ImageRows(pixels[scored], classes[scored]),
         )
+
+    def _check_images(self, pixels: Tensor, classes: Tensor) -> None:
+        """Raise RazorError for images that are not as `images` has to give them."""
+        what = f"{type(self).__name__}.images()"
+        if pixels.ndim != 4 or classes.shape != pixels.shape[:1]:
+            raise RazorError(
+                f"{what} gives pixels {list(pixels.shape)} and classes {list(classes.shape)}: [n, height, width] or "
+                "[n, channels, height, width], and [n]."
+            )
+        if pixels.shape[1] not in (1, self.channels):
+            raise RazorError(
+                f"{what} gives images of {pixels.shape[1]} channels; data.source.channels={self.channels}, and 1 fits too."
+            )
+        if not pixels.is_floating_point() or not len(pixels):
+            raise RazorError(f"{what} gives {len(pixels)} images of {pixels.dtype}: floating-point numbers from 0 to 1.")
+        least, most = pixels.min().item(), pixels.max().item()
+        if not (least >= 0 and most <= 1):  # not a number is neither
+            raise RazorError(f"{what} gives pixels from {least:g} to {most:g}: they are to be from 0 to 1.")
+        if classes.is_floating_point() or not 0 <= classes.min() <= classes.max() < self.classes:
+            raise RazorError(
+                f"{what} gives classes from {classes.min():g} to {classes.max():g} ({classes.dtype}), and there are "
+                f"{self.classes}: whole numbers from 0 to {self.classes - 1}."
+            )
 
     def split(self, count: int, held_out: int) -> tuple[Tensor, Tensor]:
         """Numbers of the images to score on and of those to train on, of so many.

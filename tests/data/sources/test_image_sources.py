@@ -194,6 +194,28 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         few.corpus(wanted(1))
 
 
+def test_rows_of_the_hub_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def rows(label: Any, content: Any) -> Any:
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(label[0])})
+        made = {"image": [{"bytes": content, "path": None} if content else None] * 2, "label": [label[1]] * 2}
+        return datasets.Dataset.from_dict(made, features=features)
+
+    def source(label: Any, content: Any) -> HubImages:
+        given = rows(label, content)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: given)
+        return HubImages("some/set", 2, size=8, test_split=None)
+
+    with pytest.raises(RazorError, match=r"'some/set' has 'cat' as a class in its column 'label'"):
+        source(("string", "cat"), _png(1)).corpus(wanted(1))
+    with pytest.raises(RazorError, match=r"Row \d of 'some/set' has no image in its column 'image' .* nothing"):
+        source(("int64", 1), None).corpus(wanted(1)).train.batch([0])
+    with pytest.raises(RazorError, match=r"Row \d of 'some/set' holds no image that can be read"):
+        source(("int64", 1), b"words").corpus(wanted(1)).train.batch([0])
+    assert len(source(("int64", 1), _png(1)).corpus(wanted(1)).train.batch([0]).labels) == 1
+
+
 def test_no_network_is_one_line() -> None:
     with pytest.raises(RazorError, match=r"The data set 'nobody/nothing', cannot be read from the hub"):
         HubImages("nobody/nothing", 10, size=8).check()
