@@ -105,8 +105,16 @@ def test_a_family_that_is_one_yaml(main_job: Any) -> None:
     assert done.code == 0, done.err
     rows = report_of(done.folder)["rows"]
     assert [row["w_a_kv"] for row in rows] == ["W16-A16", "W1.58-A8", "W1.58-A8"]
-    proof = json.loads((done.folder / "exports" / "onnx" / "manifest.json").read_text())["proof"]
-    assert proof["codes"] == "bit for bit" and proof["fp32 logits"] < 1e-4
+    onnx = pytest.importorskip("onnx")
+    from razor.export.compressed import Compressed
+    from razor.export.loaded import gap, logits
+    from razor.export.onnx import FILE, _ran
+
+    compressed = Compressed.open(done.folder)
+    made = onnx.load(done.folder / "exports" / "onnx" / FILE)
+    assert gap(_ran(made, compressed), logits(compressed.model, compressed)) < 1e-4
+    kinds = {tensor.data_type for tensor in made.graph.initializer if tensor.name.endswith(".codes")}
+    assert onnx.TensorProto.INT2 in kinds
 
 
 def test_a_missing_teacher_is_trained_first_and_then_found(main_job: Any) -> None:

