@@ -54,7 +54,9 @@ def test_a_convolutional_network_from_one_end_to_the_other(main_job: Any) -> Non
     proof = json.loads((done.folder / "exports" / "dense" / "manifest.json").read_text())["proof"]
     assert proof["program"] < 1e-5 and (done.folder / "exports" / "dense" / "program.pt2").is_file()
     card = (done.folder / "exports" / "packed" / "README.md").read_text()
-    assert "images of 1 x 8 x 8 (channels x height x width), numbers from 0 to 1 less 0.305, divided by" in card
+    assert (
+        "images of 1 x 8 x 8 (channels x height x width), numbers from 0 to 1 less 0.305, divided by" in card
+    )
     assert "classes, in this order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 (config" in card
     for place in ("packed", "exports/packed", "exports/dense"):
         kept = json.loads((done.folder / place / "config.json").read_text())

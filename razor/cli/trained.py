@@ -73,7 +73,9 @@ def check_keep(config: DictConfig) -> None:
         )
     recipe = quantization(config, find=False)
     plan = recipe.plan(source.skeleton())
-    odd = [n for n, p in plan.modules.items() if not isinstance(p.weights, Float16) or p.activations is not None]
+    odd = [
+        n for n, p in plan.modules.items() if not isinstance(p.weights, Float16) or p.activations is not None
+    ]
     if odd:
         raise RazorError(
             f"{KEEP}=true keeps a teacher of 16 bits, and quant={recipe.name} gives '{odd[0]}' less: "

@@ -134,12 +134,12 @@ def _brightness(image: Any, mode: str, name: str) -> NDArray[np.float32]:
         RazorError: its numbers have no brightest one that the format states.
     """
     if image.mode in SIXTEEN:
-        array = np.asarray(image).astype(np.float32) / 65535
-        if 0 <= array.min() and array.max() <= 1:
+        array = np.asarray(image).astype(np.float32) / np.float32(65535)
+        if array.min() >= 0 and array.max() <= 1:
             return array
     if image.mode in ("F", *SIXTEEN):
         raise RazorError(
-            f"'{name}' holds numbers of PIL's mode {image.mode} that are not those of 16 bits: save it with 8 or 16 "
-            "bits a pixel."
+            f"'{name}' holds numbers of PIL's mode {image.mode} that are not those of 16 bits: save it with 8 or "
+            "16 bits a pixel."
         )
-    return np.asarray(image.convert(mode), dtype=np.float32) / 255
+    return np.asarray(image.convert(mode), dtype=np.float32) / np.float32(255)

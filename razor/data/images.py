@@ -188,22 +188,25 @@ class ImageSource(DataSource):
         what = f"{type(self).__name__}.images()"
         if pixels.ndim != 4 or classes.shape != pixels.shape[:1]:
             raise RazorError(
-                f"{what} gives pixels {list(pixels.shape)} and classes {list(classes.shape)}: [n, height, width] or "
-                "[n, channels, height, width], and [n]."
+                f"{what} gives pixels {list(pixels.shape)} and classes {list(classes.shape)}: [n, height, width] "
+                "or [n, channels, height, width], and [n]."
             )
         if pixels.shape[1] not in (1, self.channels):
             raise RazorError(
-                f"{what} gives images of {pixels.shape[1]} channels; data.source.channels={self.channels}, and 1 fits too."
+                f"{what} gives images of {pixels.shape[1]} channels; data.source.channels={self.channels}, and 1 "
+                "fits too."
             )
         if not pixels.is_floating_point() or not len(pixels):
-            raise RazorError(f"{what} gives {len(pixels)} images of {pixels.dtype}: floating-point numbers from 0 to 1.")
+            raise RazorError(
+                f"{what} gives {len(pixels)} images of {pixels.dtype}: floating-point numbers from 0 to 1."
+            )
         least, most = pixels.min().item(), pixels.max().item()
         if not (least >= 0 and most <= 1):  # not a number is neither
             raise RazorError(f"{what} gives pixels from {least:g} to {most:g}: they are to be from 0 to 1.")
         if classes.is_floating_point() or not 0 <= classes.min() <= classes.max() < self.classes:
             raise RazorError(
-                f"{what} gives classes from {classes.min():g} to {classes.max():g} ({classes.dtype}), and there are "
-                f"{self.classes}: whole numbers from 0 to {self.classes - 1}."
+                f"{what} gives classes from {classes.min():g} to {classes.max():g} ({classes.dtype}), and there "
+                f"are {self.classes}: whole numbers from 0 to {self.classes - 1}."
             )
 
     def split(self, count: int, held_out: int) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,11 @@ def _images(about: Mapping[str, str]) -> list[str]:
     lines = [
         f"images of {about.get('size', 'any size')} (channels x height x width), numbers from 0 to 1 less "
         f"{about['mean']}, divided by {about['deviation']}",
-        *([f"classes, in this order: {', '.join(names[:SHOWN])}{more} (config.json: id2label)"] if names[0] else []),
+        *(
+            [f"classes, in this order: {', '.join(names[:SHOWN])}{more} (config.json: id2label)"]
+            if names[0]
+            else []
+        ),
     ]
     return ["## What goes in and comes out\n\n" + _list(lines)]
 

@@ -152,8 +152,9 @@ class ONNX(Exporter):
             apart = kl(student, own)
             if not apart <= LOOSE:
                 raise RazorError(
-                    f"'{folder}' with quantized inputs is another model in onnxruntime than the student (KL {apart:.2g} "
-                    f"nats an image, {LOOSE:g} at most): export.onnx.activations=false, or export=[packed,dense]."
+                    f"'{folder}' with quantized inputs is another model in onnxruntime than the student (KL "
+                    f"{apart:.2g} nats an image, {LOOSE:g} at most): export.onnx.activations=false, or "
+                    "export=[packed,dense]."
                 )
             facts |= {"logits": gap(own, student), "KL(student || onnxruntime)": apart}
             lines.append(

@@ -133,8 +133,8 @@ class MediaReader:
         if min(counts) < 1:
             shortest = min(len(sound) for sound in sounds)
             raise RazorError(
-                f"A sound of {shortest} numbers ({shortest / rate:.3g} s) is too short for model={self.name}, whose audio "
-                "tower makes less than one vector of it: give longer ones."
+                f"A sound of {shortest} numbers ({shortest / rate:.3g} s) is too short for model={self.name}, "
+                "whose audio tower makes less than one vector of it: give longer ones."
             )
         return counts
 
@@ -166,13 +166,13 @@ def _check_length(count: int, extractor: Any) -> None:
     rate, longest = int(extractor.sampling_rate), getattr(extractor, "n_samples", None)
     if longest is not None and count > longest:
         raise RazorError(
-            f"A sound of {count / rate:.3g} s is longer than the {longest / rate:g} s that {type(extractor).__name__} "
-            "takes, which would cut it off: give shorter ones."
+            f"A sound of {count / rate:.3g} s is longer than the {longest / rate:g} s that "
+            f"{type(extractor).__name__} takes, which would cut it off: give shorter ones."
         )
     # a frame reaches half of its width beyond both ends, where it sees the sound reflected
     reflected = getattr(extractor, "n_fft", 0) // 2
     if count <= reflected:
         raise RazorError(
-            f"A sound of {count} numbers is too short for {type(extractor).__name__}, which needs more than {reflected} "
-            f"({reflected / rate:.3g} s): give longer ones."
+            f"A sound of {count} numbers is too short for {type(extractor).__name__}, which needs more than "
+            f"{reflected} ({reflected / rate:.3g} s): give longer ones."
         )

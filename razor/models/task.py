@@ -58,9 +58,10 @@ def outputs_of(config: PretrainedConfig) -> int:
 
 def class_names_of(config: PretrainedConfig) -> tuple[str, ...] | None:
     """What a classifier's config calls its classes, in their order; None if it only numbers them (LABEL_0 ...)."""
-    found = [(config.id2label or {}).get(number, f"LABEL_{number}") for number in range(config.num_labels)]
-    known = any(name != f"LABEL_{number}" for number, name in enumerate(found))
-    return tuple(map(str, found)) if known else None
+    named: dict[Any, str] = dict(config.id2label or {})
+    usual = [f"LABEL_{number}" for number in range(len(named))]
+    found = [str(named.get(number, label)) for number, label in enumerate(usual)]
+    return None if found == usual else tuple(found)
 
 
 def name_classes(config: PretrainedConfig, names: Sequence[str]) -> None:

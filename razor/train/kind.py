@@ -58,8 +58,8 @@ def _check_ranking(job: Job) -> None:
         by_cka = isinstance(loss, AdaptiveFeatures) and loss.ranking == "cka"
         if by_cka and (job.model.task == "images" or loss.tower) and job.rows_per_batch < FEWEST:
             raise RazorError(
-                f"data.rows_per_batch={job.rows_per_batch}, and distill.losses.{name}.ranking=cka compares layers by "
-                f"how they tell {FEWEST} or more rows apart: more rows, or ranking=variance."
+                f"data.rows_per_batch={job.rows_per_batch}, and distill.losses.{name}.ranking=cka compares layers "
+                f"by how they tell {FEWEST} or more rows apart: more rows, or ranking=variance."
             )
 
 

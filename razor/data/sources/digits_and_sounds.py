@@ -42,7 +42,9 @@ class DigitsAndSounds(MediaSource):
         if isinstance(questions, bool) or not isinstance(questions, int) or questions < 1:
             raise RazorError(f"data.source.questions={questions} must be a whole number of at least 1.")
         if questions > DIGITS:
-            raise RazorError(f"data.source.questions={questions}, and there are {DIGITS} digits to ask about.")
+            raise RazorError(
+                f"data.source.questions={questions}, and there are {DIGITS} digits to ask about."
+            )
         if isinstance(size, bool) or not isinstance(size, int) or size < 8 or size % 8:
             raise RazorError(f"data.source.size={size} must be a multiple of 8 pixels.")
         if not 0 <= seconds <= 3:

@@ -87,7 +87,9 @@ class HubImages(ReadSource):
             found = part[place][self.image]
         except Exception as error:  # whatever PIL or `datasets` makes of bytes that are no image
             reason = " ".join(str(error).split())[:200]
-            raise RazorError(f"Row {place} of '{self.id}' holds no image that can be read ({reason}).") from error
+            raise RazorError(
+                f"Row {place} of '{self.id}' holds no image that can be read ({reason})."
+            ) from error
         if not hasattr(found, "convert"):
             raise RazorError(
                 f"Row {place} of '{self.id}' has no image in its column '{self.image}' (data.source.image), but "
@@ -100,8 +102,8 @@ class HubImages(ReadSource):
         only = label[0] if isinstance(label, list) and len(label) == 1 else label
         if isinstance(only, bool) or not isinstance(only, int):
             raise RazorError(
-                f"'{self.id}' has {only!r} as a class in its column '{self.label}' (data.source.label): whole numbers "
-                "are read."
+                f"'{self.id}' has {only!r} as a class in its column '{self.label}' (data.source.label): whole "
+                "numbers are read."
             )
         return only
 

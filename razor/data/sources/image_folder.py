@@ -2,9 +2,9 @@
 
     FOLDER/cat/1.jpg  FOLDER/cat/2.png  FOLDER/dog/1.jpg ...
 
-Classes are numbered in the order of their names; or, where a model of the hub calls its classes by these names, in the
-model's order. Names that begin with a dot or `__` are no classes and no images, and neither files beside the class
-folders nor folders inside them are read.
+Classes are numbered in the order of their names; or, where a model of the hub calls its classes by these names,
+in the model's order. Names that begin with a dot or `__` are no classes and no images, and neither files beside
+the class folders nor folders inside them are read.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class ImageFolder(ReadSource):
         if self.test is not None:
             if Path(self.test).resolve() == Path(self.path).resolve():
                 raise RazorError(
-                    f"data.source.test='{self.test}' is data.source.path: give a folder of other images, or test=null "
-                    "to hold some of path out."
+                    f"data.source.test='{self.test}' is data.source.path: give a folder of other images, or "
+                    "test=null to hold some of path out."
                 )
             if other := set(_folders(self.test, "test")) - set(names):
                 raise RazorError(
@@ -105,8 +105,8 @@ class ImageFolder(ReadSource):
             own = min(set(self._names) - set(names) or self._names)
             raise RazorError(
                 f"data.source.path='{self.path}' has a class '{own}', and the model calls its classes "
-                f"{', '.join(map(repr, names[:4]))}{' ...' if len(names) > 4 else ''}: name the folders so, or, if the "
-                "order of their names is the model's, data.source.by_name=false."
+                f"{', '.join(map(repr, names[:4]))}{' ...' if len(names) > 4 else ''}: name the folders so, or, if "
+                "the order of their names is the model's, data.source.by_name=false."
             )
         return [names.index(name) for name in self._names]
 

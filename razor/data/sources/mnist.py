@@ -90,11 +90,14 @@ class MNIST(ImageSource):
         if self._missing():
             fetch(place)
         train, trained, test, tested = (read_idx(place / name) for name in FILES)
-        for name, array, label, of in ((FILES[0], train, FILES[1], trained), (FILES[2], test, FILES[3], tested)):
+        for name, array, label, of in (
+            (FILES[0], train, FILES[1], trained),
+            (FILES[2], test, FILES[3], tested),
+        ):
             if array.ndim != 3 or of.ndim != 1 or len(array) != len(of):
                 raise RazorError(
-                    f"'{place / name}' holds {list(array.shape)} and '{place / label}' {list(of.shape)}: [n, height, "
-                    "width] of images and [n] of classes are wanted."
+                    f"'{place / name}' holds {list(array.shape)} and '{place / label}' {list(of.shape)}: [n, "
+                    "height, width] of images and [n] of classes are wanted."
                 )
         if train.shape[1:] != test.shape[1:]:
             raise RazorError(f"'{place}' has images of two sizes: {train.shape[1:]} and {test.shape[1:]}.")

@@ -209,7 +209,9 @@ def test_rows_of_the_hub_that_will_not_do(tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(RazorError, match=r"'some/set' has 'cat' as a class in its column 'label'"):
         source(("string", "cat"), _png(1)).corpus(wanted(1))
-    with pytest.raises(RazorError, match=r"Row \d of 'some/set' has no image in its column 'image' .* nothing"):
+    with pytest.raises(
+        RazorError, match=r"Row \d of 'some/set' has no image in its column 'image' .* nothing"
+    ):
         source(("int64", 1), None).corpus(wanted(1)).train.batch([0])
     with pytest.raises(RazorError, match=r"Row \d of 'some/set' holds no image that can be read"):
         source(("int64", 1), b"words").corpus(wanted(1)).train.batch([0])
