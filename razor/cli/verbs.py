@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from razor.cli.allocate import allocate
 from razor.cli.compare import compare

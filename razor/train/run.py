@@ -134,9 +134,6 @@ def _loaded(
     """
     settings, teaching, dtype = job.settings, job.teaching, job.settings.dtype
     corpus = teaching.taught(teaching.corpus())
-    if job.model.task == "images":  # of text no teacher is trained here, and hashing much of it takes a while
-        for source in {id(one): one for one in (job.model, teaching.teacher)}.values():
-            source.check_data(text_hashes(corpus))
 
     def before(base: PreTrainedModel) -> PreTrainedModel:
         return started(job, make_student(base, prepared.plan, dtype), base, corpus)

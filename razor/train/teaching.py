@@ -24,6 +24,7 @@ from razor.errors import RazorError
 from razor.models import ModelSource
 from razor.models.media_reader import MediaReader
 from razor.models.task import check_same_outputs, class_names_of
+from razor.train.facts import text_hashes
 from razor.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -113,9 +114,13 @@ class Teaching:
         return nn.Module.to(self.teacher.load(self.settings.dtype), self.settings.device)
 
     def corpus(self) -> Corpus:
-        """The text, written by the teacher if the source wants that, images or both; without cached targets."""
+        """The text, written by the teacher if the source wants that, images or both; without cached targets.
+
+        Raises:
+            RazorError: also if a model was trained by Razor on other images, perhaps on some that are held out now.
+        """
         task = self.model.task
-        return self.source.corpus(
+        found = self.source.corpus(
             Wanted(
                 tokenizer=self.model.tokenizer(),
                 held_out=self.held_out,
@@ -128,6 +133,10 @@ class Teaching:
                 class_names=class_names_of(self.model.config()) if task == "images" else None,
             )
         )
+        if task == "images":  # models of text are not trained here, and to hash much text takes a while
+            for source in (self.model, self.teacher):
+                source.check_data(text_hashes(found))
+        return found
 
     def identity(self, corpus: Corpus | None, kept: Kept) -> Identity:
         """What a cache for this run is of; without the text, all but that."""
