@@ -129,6 +129,15 @@ def test_a_plan_tells_each_tower(razor: Any) -> None:
     assert lines["audio tower"][-4] == "16.000" and float(lines["vision tower"][-4]) < 1.7
 
 
+def test_a_tower_is_not_ranked_by_the_cka_of_a_few_images(main_job: Any) -> None:
+    """Of three; a decoder, whose examples are tokens, may be."""
+    vision = ("distill/loss@distill.losses.vision=afd", "distill.losses.vision.top=1")
+    said = "data.rows_per_batch=3, and distill.losses.vision.ranking=cka"
+    assert said in main_job(*OMNI, *vision, "distill.losses.vision.ranking=cka").problem
+    done = main_job(*OMNI, "distill.losses.afd.ranking=cka", "trainer.max_steps=1")
+    assert done.code == 0, done.err
+
+
 def test_sounds_that_are_too_long_or_too_short() -> None:
     """One would be cut off unsaid, of the other nothing is left."""
     import numpy as np
