@@ -284,6 +284,24 @@ def test_a_teacher_of_other_images_is_not_taken(main_job: Any) -> None:
     assert main_job(*words).code == 0
 
 
+def test_a_model_of_the_hub_keeps_its_order_of_classes(tmp_path: Path) -> None:
+    """It calls class 0 light; the folders, by their names, would begin with dark."""
+    from razor.cli.teacher import teaching
+    from razor.models import auto_class, config_from
+    from tests.data.sources.test_image_sources import pictures
+
+    fields = cli.composed("size", ["model=tiny_vit"]).model.architecture
+    config = config_from("vit", dict(fields) | {"id2label": {0: "light", 1: "dark"}, "num_labels": 2})
+    auto_class(config).from_config(config).save_pretrained(tmp_path / "model")
+    source = [
+        f"data.source.{word}" for word in (f"path={pictures(tmp_path / 'train')}", "size=8", "channels=1")
+    ]
+    words = ["model=hub", f"model.id={tmp_path / 'model'}", "data=image_folder", *source, "data.held_out=2"]
+    batch = teaching(cli.composed("train", words)).corpus().train.batch(range(8))
+    shades = batch.pixel_values[:, 0, 0, 0] * 0.27 + 0.45
+    assert torch.equal(batch.labels[:, 0], (shades < 0.5).long())
+
+
 def test_a_loop_of_ones_own() -> None:
     import copy
 
