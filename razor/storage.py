@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,17 @@ def file_digest(path: Path) -> str:
         while block := stream.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """`file_digest`, of a file that is asked for often: read once in a process, unless size or time change."""
+    state = path.stat()
+    return _known_digest(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _known_digest(path: Path, size: int, changed: int) -> str:
+    return file_digest(path)
 
 
 def digest(value: Any) -> str:

@@ -127,3 +127,34 @@ def test_a_plan_tells_each_tower(razor: Any) -> None:
     assert other.code == 0 and "audio tower" in other.out, other.err
     lines = {line.split("  ")[0]: line.split() for line in other.out.splitlines() if " tower " in line}
     assert lines["audio tower"][-4] == "16.000" and float(lines["vision tower"][-4]) < 1.7
+
+
+def test_a_tower_is_not_ranked_by_the_cka_of_a_few_images(main_job: Any) -> None:
+    """Of three; a decoder, whose examples are tokens, may be."""
+    vision = ("distill/loss@distill.losses.vision=afd", "distill.losses.vision.top=1")
+    said = "data.rows_per_batch=3, and distill.losses.vision.ranking=cka"
+    assert said in main_job(*OMNI, *vision, "distill.losses.vision.ranking=cka").problem
+    done = main_job(*OMNI, "distill.losses.afd.ranking=cka", "trainer.max_steps=1")
+    assert done.code == 0, done.err
+
+
+def test_sounds_that_are_too_long_or_too_short() -> None:
+    """One would be cut off unsaid, of the other nothing is left."""
+    import numpy as np
+
+    from razor.errors import RazorError
+    from razor.models.media_reader import MediaReader
+
+    reader = MediaReader(cli.model_source(cli.composed("size", ["model=tiny_omni"])))
+
+    def read(count: int) -> Any:
+        return reader("What is heard?", "A noise.", [], [np.zeros(count, dtype=np.float32)])
+
+    assert read(16000).media["input_features"].shape[-1] == 100
+    for count, said in (
+        (16160, r"A sound of 1.01 s is longer than the 1 s that WhisperFeatureExtractor takes"),
+        (200, r"A sound of 200 numbers is too short for WhisperFeatureExtractor, which needs more than 200"),
+        (250, r"A sound of 250 numbers \(0.0156 s\) is too short for model=tiny_omni"),
+    ):
+        with pytest.raises(RazorError, match=said):
+            read(count)

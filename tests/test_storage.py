@@ -74,3 +74,13 @@ def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RazorError, match="cannot be written"), atomic_write(tmp_path / "file" / "inner"):
         pass
+
+
+def test_a_known_file_is_read_again_once_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, plain = [], storage.file_digest
+    monkeypatch.setattr(storage, "file_digest", lambda path: read.append(path) or plain(path))
+    path = tmp_path / "file"
+    path.write_text("one")
+    assert storage.known_digest(path) == storage.known_digest(path) == plain(path) and len(read) == 1
+    path.write_text("another")
+    assert storage.known_digest(path) == plain(path) and len(read) == 2

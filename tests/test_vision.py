@@ -54,6 +54,15 @@ def test_a_convolutional_network_from_one_end_to_the_other(main_job: Any) -> Non
     proof = json.loads((done.folder / "exports" / "dense" / "manifest.json").read_text())["proof"]
     assert proof["program"] < 1e-5 and (done.folder / "exports" / "dense" / "program.pt2").is_file()
     card = (done.folder / "exports" / "packed" / "README.md").read_text()
+    assert (
+        "images of 1 x 8 x 8 (channels x height x width), numbers from 0 to 1 less 0.305, divided by" in card
+    )
+    assert "classes, in this order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 (config" in card
+    for place in ("packed", "exports/packed", "exports/dense"):
+        kept = json.loads((done.folder / place / "config.json").read_text())
+        assert kept["id2label"]["3"] == "3" and kept["label2id"]["9"] == 9
+    about = json.loads((done.folder / "packed" / "razor.json").read_text())["about"]
+    assert about["mean"] == "0.305" and about["classes"].startswith("0, 1, 2, ")
     assert "pipeline_tag: image-classification" in card and "AutoModelForImageClassification" in card
     _same_logits_through_transformers(done.folder)
 
@@ -98,8 +107,16 @@ def test_a_family_that_is_one_yaml(main_job: Any) -> None:
     assert done.code == 0, done.err
     rows = report_of(done.folder)["rows"]
     assert [row["w_a_kv"] for row in rows] == ["W16-A16", "W1.58-A8", "W1.58-A8"]
-    proof = json.loads((done.folder / "exports" / "onnx" / "manifest.json").read_text())["proof"]
-    assert proof["codes"] == "bit for bit" and proof["fp32 logits"] < 1e-4
+    onnx = pytest.importorskip("onnx")
+    from razor.export.compressed import Compressed
+    from razor.export.loaded import gap, logits
+    from razor.export.onnx import FILE, _ran
+
+    compressed = Compressed.open(done.folder)
+    made = onnx.load(done.folder / "exports" / "onnx" / FILE)
+    assert gap(_ran(made, compressed), logits(compressed.model, compressed)) < 1e-4
+    kinds = {tensor.data_type for tensor in made.graph.initializer if tensor.name.endswith(".codes")}
+    assert onnx.TensorProto.INT2 in kinds
 
 
 def test_a_missing_teacher_is_trained_first_and_then_found(main_job: Any) -> None:
@@ -184,6 +201,10 @@ def test_an_interrupted_run_ends_as_one_that_never_was(main_job: Any) -> None:
             "ImageClassification has no attention",
         ),
         (("model=tiny_resnet", *TINY, CKA, "data.rows_per_batch=1"), "normalizes by the batch"),
+        (
+            ("model=tiny_resnet", *TINY, CKA, "data.rows_per_batch=3"),
+            "data.rows_per_batch=3, and distill.losses.afd.ranking=cka compares layers by how they tell 4 or more",
+        ),
         (("model=tiny_resnet", *TINY, CKA, "trainer.compute_dtype=bfloat16"), "wrong in bfloat16 on a CPU"),
         (
             ("model=tiny_resnet", *TINY, CKA, "trainer.gradient_checkpointing=true"),
@@ -221,14 +242,64 @@ def test_a_kept_teacher_serves_the_verbs(main_job: Any, razor: Any, tmp_path: Pa
     words = ("experiment=vision/teacher", "model=tiny_vit", *TINY, "trainer.max_steps=1")
     done = main_job(*words, "model.architecture.hidden_size=24")
     assert done.code == 0 and "kept     " in done.out, done.err
+    assert "in place of" not in done.out
+    assert "in place of the one before" in main_job(*words, "model.architecture.hidden_size=24").out
     model = ("model=tiny_vit", "model.weights=pretrained", "model.architecture.hidden_size=24")
     data = ("data=digits", "data.held_out=40")  # that it was trained on
     made = razor("quantize", *model, *data, "quant=w4", f"out={tmp_path / 'small'}")
     assert made.code == 0 and "W4-A8, " in made.out and "talk" not in made.out, made.err
+    about = json.loads((tmp_path / "small" / "razor.json").read_text())["about"]
+    assert about["deviation"] == "0.376" and about["size"] == "1 x 8 x 8"
     assert "is an image classifier" in razor("evaluate", str(tmp_path / "small")).problem
     assert (
         "is an image classifier, which answers no text" in razor("chat", f"run={tmp_path / 'small'}").problem
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("model=tiny_vit", "quant=w1p58"), "keeps a teacher of 16 bits, and quant=w1p58 gives"),
+        (("model=tiny_vit", "quant=w16"), "keeps a teacher of 16 bits, and quant=w16 gives"),
+        (("model=hub", "model.id=./nowhere"), "models that Razor trains itself"),
+        (("model=tiny_vit", "export=none"), "keeps the folder that export=dense writes"),
+    ],
+)
+def test_what_is_no_teacher_is_not_kept(words: tuple[str, ...], said: str, main_job: Any) -> None:
+    assert said in main_job("experiment=vision/teacher", *TINY, *words).problem
+
+
+def test_a_teacher_of_other_images_is_not_taken(main_job: Any) -> None:
+    """The config is the same, and one image more is there: what was held out then is not what is held out now."""
+    from razor.data.sources.digits import Digits
+
+    size = "model.architecture.hidden_size=20"
+    done = main_job("experiment=vision/teacher", "model=tiny_vit", *TINY, size, "trainer.max_steps=1")
+    assert done.code == 0, done.err
+    images = Digits.images
+    words = ("model=tiny_vit", "model.weights=pretrained", *TINY, size, "trainer.max_steps=1")
+    with main_job.monkeypatch.context() as patch:
+        patch.setattr(Digits, "images", lambda source: tuple(part[:-1] for part in images(source)))
+        assert "not those that model=tiny_vit was trained and scored on" in main_job(*words).problem
+    assert main_job(*words).code == 0
+
+
+def test_a_model_of_the_hub_keeps_its_order_of_classes(tmp_path: Path) -> None:
+    """It calls class 0 light; the folders, by their names, would begin with dark."""
+    from razor.cli.teacher import teaching
+    from razor.models import auto_class, config_from
+    from tests.data.sources.test_image_sources import pictures
+
+    fields = cli.composed("size", ["model=tiny_vit"]).model.architecture
+    config = config_from("vit", dict(fields) | {"id2label": {0: "light", 1: "dark"}, "num_labels": 2})
+    auto_class(config).from_config(config).save_pretrained(tmp_path / "model")
+    source = [
+        f"data.source.{word}" for word in (f"path={pictures(tmp_path / 'train')}", "size=8", "channels=1")
+    ]
+    words = ["model=hub", f"model.id={tmp_path / 'model'}", "data=image_folder", *source, "data.held_out=2"]
+    batch = teaching(cli.composed("train", words)).corpus().train.batch(range(8))
+    shades = batch.pixel_values[:, 0, 0, 0] * 0.27 + 0.45
+    assert torch.equal(batch.labels[:, 0], (shades < 0.5).long())
 
 
 def test_a_loop_of_ones_own() -> None:

@@ -20,7 +20,7 @@ from razor.cli.guard import INTERRUPTED, guarded
 from razor.cli.launch import WHERE, announce, announced, launch, only_first_talks
 from razor.cli.standing import BEGUN, FINISHED, clear, failures_kept, saved_config, standing
 from razor.cli.teacher import cache_command, overrides_of, teaching
-from razor.cli.trained import keep, train_first
+from razor.cli.trained import check_keep, keep, train_first
 from razor.errors import RazorError
 from razor.storage import atomic_write
 
@@ -34,6 +34,7 @@ def train(config: DictConfig, folder: Path, resume: bool = False) -> int:
     from razor.train.job import Job, check
     from razor.train.run import run_job
 
+    check_keep(config)
     train_first(config)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from razor import processes
-from razor.cli.config import build, composed, model_source
+from razor.cli.config import build, composed, model_source, quantization
 from razor.cli.teacher import teacher_config
 from razor.errors import RazorError
 
@@ -52,16 +52,51 @@ def train_first(config: DictConfig) -> None:
             )
 
 
+def check_keep(config: DictConfig) -> None:
+    """Find, before a run, why its result cannot be kept as a teacher, if its config wants that.
+
+    Raises:
+        RazorError: its model is none that Razor trains, a format of its plan has less than 16 bits, or the folder
+            that is kept is not written.
+    """
+    if not config.get(KEEP):
+        return
+    from razor.export.dense import Dense
+    from razor.models import TrainedModel
+    from razor.quant import Float16
+
+    source = build(OmegaConf.select(config, "model.source"))
+    if not isinstance(source, TrainedModel):
+        raise RazorError(
+            f"{KEEP}=true is for models that Razor trains itself (a conf/model/*.yaml with source "
+            f"razor.models.TrainedModel, as resnet18), and model={config.model.name} is none."
+        )
+    recipe = quantization(config, find=False)
+    plan = recipe.plan(source.skeleton())
+    odd = [
+        n for n, p in plan.modules.items() if not isinstance(p.weights, Float16) or p.activations is not None
+    ]
+    if odd:
+        raise RazorError(
+            f"{KEEP}=true keeps a teacher of 16 bits, and quant={recipe.name} gives '{odd[0]}' less: "
+            f"quant=w16_a16, or {KEEP}=false."
+        )
+    if Dense.name not in (config.get("export") or {}):
+        raise RazorError(f"{KEEP}=true keeps the folder that export=dense writes: export={Dense.name}.")
+
+
 def keep(config: DictConfig, folder: Path) -> None:
     """Keep the model of a finished run, if its config wants that, where the model's YAML finds it."""
     if not config.get(KEEP):
         return
     from razor.export.dense import Dense
     from razor.storage import EXPORTS
+    from razor.train.facts import read_environment
 
     source = build(config.model.source)
-    source.keep(folder / EXPORTS / Dense.name)
-    print(f"kept     {source.folder} (model={source.name} finds it)", flush=True)
+    before = " in place of the one before" if source.is_there else ""
+    source.keep(folder / EXPORTS / Dense.name, read_environment(folder)["data"])
+    print(f"kept     {source.folder}{before} (model={source.name} finds it)", flush=True)
 
 
 def _missing(config: DictConfig) -> Iterator[tuple[DictConfig, TrainedModel]]:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from razor.cli.allocate import allocate
 from razor.cli.compare import compare
@@ -73,6 +74,7 @@ def quantize(overrides: Sequence[str]) -> int:
     from razor.export.folder import check_place, save
     from razor.export.packed import check_packed, packed_bytes
     from razor.models.sample import sample_inputs
+    from razor.models.task import name_classes
     from razor.recipe import Recipe
     from razor.recipe import quantize as apply
 
@@ -86,6 +88,7 @@ def quantize(overrides: Sequence[str]) -> int:
     source.prepare()
     assert recipe.quant is not None
     plan = recipe.quant.plan(source.skeleton())  # what does not fit is said before weights are loaded
+    images, names = _told_of_images(source, config)
     if start is None:
         student = apply(source.load(torch.bfloat16), recipe)
     else:
@@ -96,13 +99,29 @@ def quantize(overrides: Sequence[str]) -> int:
         student = apply(source.load(torch.bfloat16), recipe)
         print(start(torch.nn.Module.to(student, text.settings.device), batches, text.load_teacher()))
     student = torch.nn.Module.to(student, "cpu").eval()
-    save(student, source.tokenizer(), folder, about(config, recipe.quant, STARTED if start else ROUNDED))
+    told = about(config, recipe.quant, STARTED if start else ROUNDED)
+    if names is not None:
+        name_classes(student.config, names)
+    save(student, source.tokenizer(), folder, told | images)
     check_packed(student, folder, sample_inputs(student, student.config))
     size = packed_bytes(folder) / 1e6
     print(f"{folder}: {recipe.quant.w_a_kv}, {size:.1f} MB of weights, read back with the same logits")
     if source.task == "text":
         print(f"talk     razor chat run={folder}")
     return 0
+
+
+def _told_of_images(source: Any, config: Any) -> tuple[dict[str, str], tuple[str, ...] | None]:
+    """What a classifier's card says of its images, and names of its classes, where the config has its data.
+
+    Raises:
+        RazorError: the data is of images that do not fit the model.
+    """
+    if source.task != "images" or (images := build(config.data.source)).task != "images":
+        return {}, None
+    own = source.config()
+    images.check_rows(own, 1, None)
+    return images.described(own), images.class_names_for(own)
 
 
 def cache_teacher(overrides: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from razor.data.corpus import Corpus
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MODES = {1: "L", 3: "RGB"}
 """PIL's name for so many channels."""
+SIXTEEN = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+"""PIL's modes of grey images of 16 bits, which it would cut off at 255 rather than scale."""
 
 
 class ReadRows(ImageRows):
@@ -92,12 +95,17 @@ class ReadSource(ImageSource):
         labels, opened, _ = self.labelled()
         return torch.stack([self._raw(opened(i)) for i in range(len(labels))]), torch.tensor(labels)
 
+    def numbered(self, labels: list[int], names: tuple[str, ...] | None) -> list[int]:
+        """The same classes by the numbers of a model that calls them so; here they have its numbers already."""
+        return labels
+
     def corpus(self, wanted: Wanted) -> Corpus:
         """See `ImageSource`; nothing is read yet."""
         labels, opened, identity = self.labelled()
-        if strange := [label for label in labels if not 0 <= label < self.classes]:
-            raise RazorError(f"An image has class {strange[0]}; data.source.classes={self.classes}.")
-        classes = torch.tensor(labels, dtype=torch.int64)
+        count = self.classes
+        if strange := [label for label in labels if not 0 <= label < count]:
+            raise RazorError(f"An image has class {strange[0]}; data.source.classes={count}.")
+        classes = torch.tensor(self.numbered(labels, wanted.class_names), dtype=torch.int64)
 
         def read(number: int) -> Tensor:
             return (self._raw(opened(number)) - self.mean) / self.deviation
@@ -107,10 +115,31 @@ class ReadSource(ImageSource):
         return Corpus(*(ReadRows(part, classes[part], read, sizes) for part in (trained, scored)))
 
     def _raw(self, image: Any) -> Tensor:
-        """The middle square of an image of PIL, [channels, size, size] from 0 to 1."""
-        image = image.convert(MODES[self.channels])
+        """The middle square of an image of PIL, upright, [channels, size, size] from 0 to 1."""
+        from PIL import ImageOps
+
+        name = getattr(image, "filename", "") or "an image"
+        image = ImageOps.exif_transpose(image)
         side, (width, height) = min(image.size), image.size
         left, top = (width - side) // 2, (height - side) // 2
-        array = np.asarray(image.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
-        pixels = torch.from_numpy(array.reshape(side, side, self.channels)).permute(2, 0, 1)
+        array = _brightness(image.crop((left, top, left + side, top + side)), MODES[self.channels], name)
+        pixels = torch.from_numpy(array.reshape(side, side, -1)).permute(2, 0, 1)
         return sized(pixels.unsqueeze(0), self.size, self.channels)[0]
+
+
+def _brightness(image: Any, mode: str, name: str) -> NDArray[np.float32]:
+    """[height, width] or [height, width, 3] from 0 to 1; grey images of 16 bits stay grey.
+
+    Raises:
+        RazorError: its numbers have no brightest one that the format states.
+    """
+    if image.mode in SIXTEEN:
+        array = np.asarray(image).astype(np.float32) / np.float32(65535)
+        if array.min() >= 0 and array.max() <= 1:
+            return array
+    if image.mode in ("F", *SIXTEEN):
+        raise RazorError(
+            f"'{name}' holds numbers of PIL's mode {image.mode} that are not those of 16 bits: save it with 8 or "
+            "16 bits a pixel."
+        )
+    return np.asarray(image.convert(mode), dtype=np.float32) / np.float32(255)

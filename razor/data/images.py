@@ -88,17 +88,19 @@ class ImageSource(DataSource):
 
     Attributes:
         classes: how many there are.
+        class_names: what they are called, by number; None if nobody knows.
         mean, deviation: of all pixels (0 to 1), by which they are normalized.
         tests: the last so many images are the data set's own test part: held-out images come from there, and none
             of them is trained on. 0: it has none, and any image may be held out.
 
     Raises:
-        RazorError: a size or channels out of range.
+        RazorError: a size, channels or a seed out of range.
     """
 
     task: ClassVar[Task] = "images"
     unit = "images"
     classes: int
+    class_names: tuple[str, ...] | None = None
     mean: float
     deviation: float
     tests: int = 0
@@ -108,12 +110,27 @@ class ImageSource(DataSource):
             raise RazorError(f"data.source.size={size} must be a whole number of pixels.")
         if channels not in (1, 3):
             raise RazorError(f"data.source.channels={channels}. Choices: 1, 3.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise RazorError(f"data.source.seed={seed} must be a whole number of at least 0.")
         self.size, self.channels, self.seed = size, channels, seed
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an image."""
         return self.channels, self.size, self.size
+
+    def class_names_for(self, config: PretrainedConfig) -> tuple[str, ...] | None:
+        """The model's own names, for they decide (see `ImageFolder`); else the source's."""
+        from razor.models.task import class_names_of
+
+        return class_names_of(config) or self.class_names
+
+    def described(self, config: PretrainedConfig) -> dict[str, str]:
+        """See `DataSource`."""
+        names = self.class_names_for(config)
+        shape = " x ".join(map(str, self.shape))
+        told = {"size": shape, "mean": f"{self.mean:g}", "deviation": f"{self.deviation:g}"}
+        return told if names is None else told | {"classes": ", ".join(names)}
 
     @abstractmethod
     def images(self) -> tuple[Tensor, Tensor]:
@@ -156,13 +173,41 @@ class ImageSource(DataSource):
     def corpus(self, wanted: Wanted) -> Corpus:
         """Held-out images chosen by the source's seed, the others to train on."""
         pixels, classes = self.images()
+        pixels = pixels if pixels.ndim == 4 else pixels.unsqueeze(1)
+        self._check_images(pixels, classes)
         scored, trained = self.split(len(classes), wanted.held_out)
-        pixels = sized(pixels if pixels.ndim == 4 else pixels.unsqueeze(1), self.size, self.channels)
+        pixels = sized(pixels, self.size, self.channels)
         pixels = (pixels - self.mean) / self.deviation
         return Corpus(
             train=ImageRows(pixels[trained], classes[trained]),
             held_out=ImageRows(pixels[scored], classes[scored]),
         )
+
+    def _check_images(self, pixels: Tensor, classes: Tensor) -> None:
+        """Raise RazorError for images that are not as `images` has to give them."""
+        what = f"{type(self).__name__}.images()"
+        if pixels.ndim != 4 or classes.shape != pixels.shape[:1]:
+            raise RazorError(
+                f"{what} gives pixels {list(pixels.shape)} and classes {list(classes.shape)}: [n, height, width] "
+                "or [n, channels, height, width], and [n]."
+            )
+        if pixels.shape[1] not in (1, self.channels):
+            raise RazorError(
+                f"{what} gives images of {pixels.shape[1]} channels; data.source.channels={self.channels}, and 1 "
+                "fits too."
+            )
+        if not pixels.is_floating_point() or not len(pixels):
+            raise RazorError(
+                f"{what} gives {len(pixels)} images of {pixels.dtype}: floating-point numbers from 0 to 1."
+            )
+        least, most = pixels.min().item(), pixels.max().item()
+        if not (least >= 0 and most <= 1):  # not a number is neither
+            raise RazorError(f"{what} gives pixels from {least:g} to {most:g}: they are to be from 0 to 1.")
+        if classes.is_floating_point() or not 0 <= classes.min() <= classes.max() < self.classes:
+            raise RazorError(
+                f"{what} gives classes from {classes.min():g} to {classes.max():g} ({classes.dtype}), and there "
+                f"are {self.classes}: whole numbers from 0 to {self.classes - 1}."
+            )
 
     def split(self, count: int, held_out: int) -> tuple[Tensor, Tensor]:
         """Numbers of the images to score on and of those to train on, of so many.

@@ -59,6 +59,7 @@ class Wanted:
         teacher: for sources whose text the teacher writes.
         reading: on disk or in memory, packed or not, in which order.
         reader: makes tokens and numbers of questions with images and sound; None if the model reads none.
+        class_names: of the classes that the model tells apart, in its order; None if it does not know them.
     """
 
     tokenizer: Any
@@ -69,3 +70,4 @@ class Wanted:
     teacher: Teacher | None
     reading: Reading
     reader: MediaReader | None = None
+    class_names: tuple[str, ...] | None = None

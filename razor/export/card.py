@@ -5,7 +5,7 @@ Every number is read from the run's report; where there is no report the card sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from razor.models.task import task_of
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 PIPELINES = {"text": "text-generation", "images": "image-classification", "media": "any-to-any"}
 """What the hub calls what a model does."""
+
+SHOWN = 20
+"""Names of classes on a card, at most."""
 
 LIMIT = "A compressed model repeats the errors of its base and adds its own: look at its scores first."
 
@@ -45,6 +48,7 @@ def model_card(
         f"{about.get('base') or about.get('model', 'A model')} compressed to "
         f"{about.get('w_a_kv', 'low bits')} with Razor, by {compressed.how}.",
         "## Load it\n\n" + usage.strip(),
+        *_images(about),
         "## What it takes\n\n"
         + _list(
             [
@@ -70,6 +74,24 @@ def _front_matter(compressed: Compressed, tags: Sequence[str]) -> str:
         lines += [f"base_model: {about['base']}", "base_model_relation: quantized"]
     lines += ["tags:", *(f"- {tag}" for tag in ("razor", *tags)), "---"]
     return "\n".join(lines)
+
+
+def _images(about: Mapping[str, str]) -> list[str]:
+    """How pixels become inputs, which nothing in the weights tells, and what the classes are; [] if unknown."""
+    if "mean" not in about:
+        return []
+    names = about.get("classes", "").split(", ")
+    more = ", ..." if len(names) > SHOWN else ""
+    lines = [
+        f"images of {about.get('size', 'any size')} (channels x height x width), numbers from 0 to 1 less "
+        f"{about['mean']}, divided by {about['deviation']}",
+        *(
+            [f"classes, in this order: {', '.join(names[:SHOWN])}{more} (config.json: id2label)"]
+            if names[0]
+            else []
+        ),
+    ]
+    return ["## What goes in and comes out\n\n" + _list(lines)]
 
 
 def _scores(report: Any) -> str:

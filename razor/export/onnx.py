@@ -4,7 +4,7 @@ torch writes the graph of the plain model; then codes and scales take the place 
 inputs that the plan quantizes get their QuantizeLinear and DequantizeLinear (see `razor.export.onnx_graph`). It is
 proven in onnxruntime twice: without quantized inputs its logits are those of the packed model up to the order of
 sums; with them, it says how far from the student's they are, for a number that lies on the edge between two codes
-can fall to either side.
+can fall to either side, and refuses what is further away than that explains.
 
 The file is as small as its codes. It is not fast for that: a runtime without kernels for such codes computes in
 fp32, as onnxruntime does on a CPU.
@@ -46,6 +46,8 @@ FILE = "model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = {False: (21, 10), True: (25, 13)}
 """Operator set and version of the file format: the first with INT4, and the first with INT2."""
+LOOSE = 1e-2
+"""KL(student || onnxruntime) with quantized inputs, nats an image, at most: numbers on an edge give millionths."""
 LARGEST = 2 * 10**9
 """Bytes of a file of ONNX, at most (it is a protobuf)."""
 
@@ -147,10 +149,17 @@ class ONNX(Exporter):
             own = _ran(stored, compressed)
             if not own.isfinite().all():
                 raise RazorError(f"'{folder}' overflows in onnxruntime: export=[packed,dense].")
-            facts |= {"logits": gap(own, student), "KL(student || onnxruntime)": kl(student, own)}
+            apart = kl(student, own)
+            if not apart <= LOOSE:
+                raise RazorError(
+                    f"'{folder}' with quantized inputs is another model in onnxruntime than the student (KL "
+                    f"{apart:.2g} nats an image, {LOOSE:g} at most): export.onnx.activations=false, or "
+                    "export=[packed,dense]."
+                )
+            facts |= {"logits": gap(own, student), "KL(student || onnxruntime)": apart}
             lines.append(
                 f"With them, as it is stored, they are within {gap(own, student):.1g} of the largest of the "
-                f"student's, {kl(student, own):.1g} nats an image (KL): a number on the edge between two codes may "
+                f"student's, {apart:.1g} nats an image (KL): a number on the edge between two codes may "
                 "fall to either."
             )
         return Proof(facts, tuple(lines))

@@ -49,7 +49,8 @@ def save_packed(
         tokenizer: saved with it; None of a model that reads no text.
         compute_dtype: of its forward pass.
         folder: made or replaced.
-        about: what was compressed (model, quant, w_a_kv, base, licence, note), for cards and tables.
+        about: what was compressed (model, quant, w_a_kv, base, licence, note), for cards and tables; of a
+            classifier also size, mean and deviation of its images, and classes.
         shard: bytes of a weights file at most.
 
     Raises:

@@ -59,7 +59,8 @@ class Card:
         plan: formats of all weights.
         compute_dtype: of the forward pass.
         config: of the architecture, without its quantization.
-        about: model, quant, w_a_kv, base, licence, note; what is known of it.
+        about: model, quant, w_a_kv, base, licence, note, of a classifier size, mean, deviation and classes; what is
+            known of it.
     """
 
     plan: Plan

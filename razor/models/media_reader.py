@@ -122,12 +122,21 @@ class MediaReader:
         lengths = getattr(self._towers.get("audio"), "_get_feat_extract_output_lengths", None)
         if lengths is None:
             raise RazorError(f"The audio tower of model={self.name} does not tell how many vectors it makes.")
+        for sound in sounds:
+            _check_length(len(sound), extractor)
         found = extractor(
             list(sounds), sampling_rate=rate, padding=True, return_attention_mask=True, return_tensors="pt"
         )
         mask = found["attention_mask"]
         media |= {"input_features": found["input_features"], "feature_attention_mask": mask}
-        return lengths(mask.sum(1))[1].tolist()
+        counts: list[int] = lengths(mask.sum(1))[1].tolist()
+        if min(counts) < 1:
+            shortest = min(len(sound) for sound in sounds)
+            raise RazorError(
+                f"A sound of {shortest} numbers ({shortest / rate:.3g} s) is too short for model={self.name}, "
+                "whose audio tower makes less than one vector of it: give longer ones."
+            )
+        return counts
 
     def _repeated(self, tokens: list[int], repeats: dict[int, list[int]]) -> tuple[list[int], list[int]]:
         """Tokens with those of images and sounds repeated, and what stands at each."""
@@ -150,3 +159,20 @@ class MediaReader:
                 f"The chat template of model={self.name} has no place for what a question shows or lets hear."
             )
         return found, kinds
+
+
+def _check_length(count: int, extractor: Any) -> None:
+    """Raise RazorError for a sound that a feature extractor would cut off, or cannot take."""
+    rate, longest = int(extractor.sampling_rate), getattr(extractor, "n_samples", None)
+    if longest is not None and count > longest:
+        raise RazorError(
+            f"A sound of {count / rate:.3g} s is longer than the {longest / rate:g} s that "
+            f"{type(extractor).__name__} takes, which would cut it off: give shorter ones."
+        )
+    # a frame reaches half of its width beyond both ends, where it sees the sound reflected
+    reflected = getattr(extractor, "n_fft", 0) // 2
+    if count <= reflected:
+        raise RazorError(
+            f"A sound of {count} numbers is too short for {type(extractor).__name__}, which needs more than "
+            f"{reflected} ({reflected / rate:.3g} s): give longer ones."
+        )

@@ -57,6 +57,13 @@ class ModelSource(ABC):
             RazorError: it cannot; the text says what to do.
         """
 
+    def check_data(self, hashes: Mapping[str, str]) -> None:  # noqa: B027 - only what Razor trained knows its data
+        """Hold a run's data, as hashes of what is trained on and of what is held out, against what it was taught.
+
+        Raises:
+            RazorError: it was trained on other data, so what is held out now may be among it.
+        """
+
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Its tokenizer; None if it reads no text."""

@@ -7,6 +7,7 @@ out. A config tells by its `model_type`, for which Transformers has classes of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from razor.errors import RazorError
@@ -53,6 +54,20 @@ def outputs_of(config: PretrainedConfig) -> int:
     return int(
         config.num_labels if task_of(config) == "images" else config.get_text_config().vocab_size  # type: ignore[arg-type]
     )
+
+
+def class_names_of(config: PretrainedConfig) -> tuple[str, ...] | None:
+    """What a classifier's config calls its classes, in their order; None if it only numbers them (LABEL_0 ...)."""
+    named: dict[Any, str] = dict(config.id2label or {})
+    usual = [f"LABEL_{number}" for number in range(len(named))]
+    found = [str(named.get(number, label)) for number, label in enumerate(usual)]
+    return None if found == usual else tuple(found)
+
+
+def name_classes(config: PretrainedConfig, names: Sequence[str]) -> None:
+    """Let a classifier's config call its classes so, as pipelines of Transformers show them."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def check_same_outputs(model: str, own: PretrainedConfig, teacher: str, theirs: PretrainedConfig) -> None:

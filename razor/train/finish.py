@@ -17,6 +17,7 @@ from razor.export.exporter import export
 from razor.export.folder import RECIPE
 from razor.export.packed import check_packed, packed_bytes, save_packed
 from razor.models import inputs_of
+from razor.models.task import name_classes
 from razor.storage import EXPORTS
 from razor.train.evaluation import Evaluation
 from razor.train.facts import environment, record_hashes
@@ -43,7 +44,10 @@ def finish(
     """Pack, check and report; prints the table and what was made."""
     packed = job.folder / "packed"
     student = student.cpu().eval()
-    about = {**job.about, "w_a_kv": job.recipe.w_a_kv}
+    source, config = job.teaching.source, student.config
+    about = {**job.about, "w_a_kv": job.recipe.w_a_kv} | source.described(config)
+    if (names := source.class_names_for(config)) is not None:
+        name_classes(config, names)
     save_packed(student, prepared.plan, evaluation.tokenizer, job.settings.dtype, packed, about)
     prepared.recipe.save(packed / RECIPE)
     check_packed(student, packed, inputs_of(student, evaluation.held_out[0].to("cpu")))

@@ -8,6 +8,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from razor.distill import AdaptiveFeatures
 from razor.errors import RazorError
 from razor.export.exporter import check_format
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from razor.train.job import Job
 
 
-EVALS = {"text": "quick, offline, table, none", "images": "classification, none", "media": "none"}
+FEWEST = 4
+"""Images in a micro-batch that a ranking by CKA wants: of two, any two layers are alike to 1; of three, nearly."""
+
+EVALS = {"text": "quick, offline, table, table_base, none", "images": "classification, none", "media": "none"}
 """Options of conf/evals for a kind of model."""
 
 
@@ -42,6 +46,21 @@ def check_kind(job: Job, skeleton: PreTrainedModel) -> None:
         raise RazorError(
             f"data.rows_per_batch=1, and model={name} normalizes by the batch: give at least 2 images."
         )
+    _check_ranking(job)
+
+
+def _check_ranking(job: Job) -> None:
+    """Raise RazorError for layers ranked by the CKA of too few examples, which are whole images or recordings.
+
+    Of tokens, those of a decoder, there are always enough.
+    """
+    for name, loss in job.objective.losses.items():
+        by_cka = isinstance(loss, AdaptiveFeatures) and loss.ranking == "cka"
+        if by_cka and (job.model.task == "images" or loss.tower) and job.rows_per_batch < FEWEST:
+            raise RazorError(
+                f"data.rows_per_batch={job.rows_per_batch}, and distill.losses.{name}.ranking=cka compares layers "
+                f"by how they tell {FEWEST} or more rows apart: more rows, or ranking=variance."
+            )
 
 
 def _check_padded(job: Job, skeleton: PreTrainedModel) -> None:

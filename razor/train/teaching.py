@@ -23,7 +23,8 @@ from razor.data.teacher_cache_kinds import Kept
 from razor.errors import RazorError
 from razor.models import ModelSource
 from razor.models.media_reader import MediaReader
-from razor.models.task import check_same_outputs
+from razor.models.task import check_same_outputs, class_names_of
+from razor.train.facts import text_hashes
 from razor.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -113,8 +114,13 @@ class Teaching:
         return nn.Module.to(self.teacher.load(self.settings.dtype), self.settings.device)
 
     def corpus(self) -> Corpus:
-        """The text, written by the teacher if the source wants that, images or both; without cached targets."""
-        return self.source.corpus(
+        """The text, written by the teacher if the source wants that, images or both; without cached targets.
+
+        Raises:
+            RazorError: also if a model was trained by Razor on other images, perhaps on some that are held out now.
+        """
+        task = self.model.task
+        found = self.source.corpus(
             Wanted(
                 tokenizer=self.model.tokenizer(),
                 held_out=self.held_out,
@@ -123,9 +129,14 @@ class Teaching:
                 model_max_length=self.longest_text,
                 teacher=Teacher(self.teacher.fingerprint(), self.load_teacher),
                 reading=self.reading,
-                reader=MediaReader(self.model) if self.model.task == "media" else None,
+                reader=MediaReader(self.model) if task == "media" else None,
+                class_names=class_names_of(self.model.config()) if task == "images" else None,
             )
         )
+        if task == "images":  # models of text are not trained here, and to hash much text takes a while
+            for source in (self.model, self.teacher):
+                source.check_data(text_hashes(found))
+        return found
 
     def identity(self, corpus: Corpus | None, kept: Kept) -> Identity:
         """What a cache for this run is of; without the text, all but that."""

@@ -48,9 +48,32 @@ def test_sizes_and_colours() -> None:
     assert rows.pixels.shape == (9, 3, 8, 8) and torch.equal(rows.pixels[:, 0], rows.pixels[:, 2])
     with pytest.raises(RazorError, match=r"data.held_out=10 of 10 images leaves none"):
         Few(4).corpus(wanted(10))
-    for words in ({"size": 0}, {"size": 8, "channels": 2}):
-        with pytest.raises(RazorError, match=r"data.source.(size|channels)="):
+    for words in ({"size": 0}, {"size": 8, "channels": 2}, {"size": 8, "seed": -1}, {"size": 8, "seed": "x"}):
+        with pytest.raises(RazorError, match=r"data.source.(size|channels|seed)="):
             Few(**words)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "classes", "said"),
+    [
+        (torch.zeros(4, 4, 4), torch.tensor([0, 1, 2, 1]), r"classes from 0 to 2 .*, and there are 2"),
+        (torch.zeros(4, 4, 4), torch.tensor([0, 1, -1, 1]), r"classes from -1 to 1"),
+        (torch.zeros(4, 4, 4), torch.zeros(4), r"classes from 0 to 0 \(torch.float32\)"),
+        (torch.zeros(4, 3, 4, 4), torch.zeros(4).long(), r"images of 3 channels; data.source.channels=1"),
+        (torch.zeros(4, 4, 4, dtype=torch.uint8), torch.zeros(4).long(), r"images of torch.uint8"),
+        (torch.full((4, 4, 4), 255.0), torch.zeros(4).long(), r"pixels from 255 to 255"),
+        (torch.full((4, 4, 4), torch.nan), torch.zeros(4).long(), r"pixels from nan to nan"),
+        (torch.zeros(4, 4), torch.zeros(4).long(), r"gives pixels \[4, 1, 4\] and classes \[4\]"),
+        (torch.zeros(4, 4, 4), torch.zeros(3).long(), r"and classes \[3\]"),
+    ],
+)
+def test_images_of_ones_own_that_will_not_do(pixels: torch.Tensor, classes: torch.Tensor, said: str) -> None:
+    class Own(Few):
+        def images(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return pixels, classes
+
+    with pytest.raises(RazorError, match=said):
+        Own(4).corpus(wanted(1))
 
 
 def test_digits_are_normalized() -> None:

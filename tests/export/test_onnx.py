@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,15 @@ def test_a_vision_transformer_with_ternary_weights(tmp_path: Path) -> None:
     again = _ran(made, compressed)
     assert gap(again, logits(compressed.model, compressed)) < 1e-4
     assert "onnxruntime.InferenceSession" in (folder / "README.md").read_text()
+    for tensor in made.graph.initializer:  # the smallest step of an input, now larger than any input
+        if tensor.name.endswith(".low"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(1e4, dtype=np.float32), tensor.name))
+    onnx.save(made, folder / "odd.onnx")
+    (folder / FILE).rename(folder / "whole.onnx")
+    (folder / "odd.onnx").rename(folder / FILE)
+    with pytest.raises(RazorError, match=r"with quantized inputs is another model in onnxruntime"):
+        ONNX().verify(compressed, folder)
+    made = onnx.load(folder / "whole.onnx")
     codes = next(tensor for tensor in made.graph.initializer if tensor.name.endswith("fc1.weight.codes"))
     codes.raw_data = bytes([codes.raw_data[0] ^ 1]) + codes.raw_data[1:]
     onnx.save(made, folder / FILE)

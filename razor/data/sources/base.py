@@ -64,6 +64,14 @@ class DataSource(ABC):
         """(channels, height, width) of an image; () of text."""
         return ()
 
+    def class_names_for(self, config: PretrainedConfig) -> tuple[str, ...] | None:
+        """Of the classes, in the order of a classifier with this config; None if there are none or nobody knows."""
+        return None
+
+    def described(self, config: PretrainedConfig) -> dict[str, str]:
+        """What cards of a model with this config say of how its inputs are made; text needs no word."""
+        return {}
+
     def check(self) -> None:  # noqa: B027 - most have nothing to find
         """Find, cheaply and before anything heavy runs, what would make `corpus` fail.
 

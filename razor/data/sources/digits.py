@@ -20,6 +20,7 @@ class Digits(ImageSource):
     """The digits; see `ImageSource`."""
 
     classes = 10
+    class_names = tuple("0123456789")
     mean, deviation = 0.305, 0.376  # of all pixels, brightest 1
 
     def images(self) -> tuple[Tensor, Tensor]:  # noqa: D102 - see ImageSource

@@ -20,6 +20,7 @@ from razor.data.media import MediaSource, Question
 from razor.data.sources.digits import BRIGHTEST
 from razor.errors import RazorError
 
+DIGITS = 1797
 RECORDINGS = ("sax", "cantina", "recording1")
 
 
@@ -40,6 +41,10 @@ class DigitsAndSounds(MediaSource):
         super().__init__(seed)
         if isinstance(questions, bool) or not isinstance(questions, int) or questions < 1:
             raise RazorError(f"data.source.questions={questions} must be a whole number of at least 1.")
+        if questions > DIGITS:
+            raise RazorError(
+                f"data.source.questions={questions}, and there are {DIGITS} digits to ask about."
+            )
         if isinstance(size, bool) or not isinstance(size, int) or size < 8 or size % 8:
             raise RazorError(f"data.source.size={size} must be a multiple of 8 pixels.")
         if not 0 <= seconds <= 3:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from razor.data.image_files import ReadSource
 from razor.data.sources.base import check_limit
-from razor.data.sources.hub import check_hub, known_revision, unreadable
+from razor.data.sources.hub import check_hub, unreadable
 from razor.errors import RazorError
 from razor.storage import digest
 
@@ -69,15 +69,43 @@ class HubImages(ReadSource):
         """See `ReadSource`."""
         parts = [self._rows(name) for name in (self.split_name, self.test_split) if name is not None]
         self.tests = len(parts[1]) if len(parts) == 2 else 0
-        labels = [int(_only(label)) for part in parts for label in part[self.label]]
+        names = getattr(parts[0].features[self.label], "names", None)
+        self.class_names = tuple(names) if names and len(names) == self.classes else None
+        labels = [self._number(label) for part in parts for label in part[self.label]]
         first = len(parts[0])
 
         def opened(number: int) -> Image:
             part, place = (parts[0], number) if number < first else (parts[1], number - first)
-            return part[place][self.image]
+            return self._opened(part, place)
 
-        told = {key: value for key, value in vars(self).items() if key != "tests"}
-        return labels, opened, digest([told, known_revision(self.id, self.revision)])
+        told = {key: value for key, value in vars(self).items() if key not in ("tests", "class_names")}
+        # the rows' own fingerprints, which hold the revision: the hub need not be in reach to ask for it again
+        return labels, opened, digest([told, [str(part._fingerprint) for part in parts]])
+
+    def _opened(self, part: Any, place: int) -> Image:
+        try:
+            found = part[place][self.image]
+        except Exception as error:  # whatever PIL or `datasets` makes of bytes that are no image
+            reason = " ".join(str(error).split())[:200]
+            raise RazorError(
+                f"Row {place} of '{self.id}' holds no image that can be read ({reason})."
+            ) from error
+        if not hasattr(found, "convert"):
+            raise RazorError(
+                f"Row {place} of '{self.id}' has no image in its column '{self.image}' (data.source.image), but "
+                f"{'nothing' if found is None else type(found).__name__}."
+            )
+        return found
+
+    def _number(self, label: Any) -> int:
+        """A class; of a list of one, as some sets have them, that one."""
+        only = label[0] if isinstance(label, list) and len(label) == 1 else label
+        if isinstance(only, bool) or not isinstance(only, int):
+            raise RazorError(
+                f"'{self.id}' has {only!r} as a class in its column '{self.label}' (data.source.label): whole "
+                "numbers are read."
+            )
+        return only
 
     def _rows(self, split: str) -> Any:
         import datasets  # takes a second to import, and only this kind of source needs it
@@ -94,8 +122,3 @@ class HubImages(ReadSource):
                     f"Choices: {', '.join(sorted(rows.column_names))}."
                 )
         return rows if self.limit is None else rows.select(range(min(self.limit, len(rows))))
-
-
-def _only(label: Any) -> Any:
-    """A class, where a set has lists of one."""
-    return label[0] if isinstance(label, list) and len(label) == 1 else label

