@@ -89,6 +89,14 @@ class Place:
             shutil.copytree(self.run, folder)
         return folder
 
+    def image_run(self) -> Path:
+        """A finished run of a classifier."""
+        words, folder = [f"{key}={value}" for key, value in TINY_IMAGES.items()], self.tmp / "images"
+        experiment = "experiment=vision/resnet18_mixed_2p79"
+        done = self.main_job.command(experiment, *words, f"hydra.run.dir={folder}", folder=folder)
+        assert done.code == 0, done.err
+        return folder
+
     def data_file(self, name: str) -> Path:
         """Stands for a reader's own data: `name` says which kind it is."""
         path = self.tmp / ("own.jsonl" if name.endswith((".jsonl", ".json")) else "own.txt")
@@ -236,7 +244,10 @@ def verb(words: list[str], place: Place) -> None:
         options.setdefault("dirs", "runs")
     model = TINY["model"] if words[0] == "quantize" else options.get("model", "smollm2_135m")
     options = place.own_files(options, model)
-    given = [words[0], *(f"{key}={place.run if key == 'run' else value}" for key, value in options.items())]
+    run = place.run
+    if words[0] == "export":  # into a run of its own, for `razor chat` opens what lies in the shared one
+        run = place.image_run() if options.get("export") == "onnx" else place.run_copy()
+    given = [words[0], *(f"{key}={run if key == 'run' else value}" for key, value in options.items())]
     if words[0] == "quantize" or options.get("quant", "").startswith("auto"):
         given = [word for word in given if not word.startswith("model=")] + [f"model={TINY['model']}"]
     if words[0] == "rerun" and "out" not in options:
