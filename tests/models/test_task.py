@@ -51,7 +51,7 @@ def test_a_trained_model_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.M
         source.prepare()
     net = RandomModel("small", VIT).load(torch.bfloat16)
     net.save_pretrained(tmp_path / "made")
-    source.keep(tmp_path / "made")
+    source.keep(tmp_path / "made", {"train": "a", "held_out": "b"})
     source.prepare()
     for name, weight in source.load(torch.float32).state_dict().items():
         assert torch.equal(weight, net.state_dict()[name].float()), name
