@@ -23,9 +23,9 @@ def _scores(cells: list[study_cells.Cell], task: str, key: str = "value") -> lis
 
 
 def _before(cells: list[study_cells.Cell], key: str, digits: str) -> str:
-    """A number of the rounded student, before training; nothing of a teacher."""
+    """A number of the rounded student, before training, which no seed changes; nothing of a teacher."""
     found = [cell["before"][key] for cell in cells if "before" in cell]
-    return study_rows.spread(found, digits) if found else ""
+    return study_rows.spread(sorted(set(found)), digits) if found else ""
 
 
 def vision(model: str) -> str:
