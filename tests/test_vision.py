@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,14 @@ def _batch(config: Any) -> Any:
 
     corpus = cli.build(config.data.source).corpus(Wanted(None, 40, 0, 1, None, None, Reading()))
     return corpus.held_out.batch(range(8))
+
+
+def test_attention_relations_of_a_vit_are_compared(main_job: Any) -> None:
+    done = main_job("model=tiny_vit", *TINY, "distill=eakld_afd_attn", "trainer.max_steps=2", "logger=csv")
+    assert done.code == 0, done.err
+    with (done.folder / "logs" / "metrics.csv").open(encoding="utf-8") as stream:
+        found = [row["loss/attention"] for row in csv.DictReader(stream) if row.get("loss/attention")]
+    assert found and all(float(value) > 0 for value in found)
 
 
 @pytest.mark.slow
