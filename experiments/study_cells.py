@@ -19,7 +19,7 @@ from razor.storage import atomic_write
 
 Cell = dict[str, Any]
 STUDIES = Path(__file__).resolve().parent
-LAYERS = STUDIES / "ladder" / "results" / "layers.json"
+LAYERS = STUDIES / "ladder" / "layers.json"
 
 KEYS = (
     "study",

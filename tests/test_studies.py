@@ -78,9 +78,6 @@ def test_a_damaged_result_is_named(tmp_path):
 )
 def test_every_result_that_ships_has_the_form_and_says_how_it_was_made(path):
     found = json.loads(path.read_text(encoding="utf-8"))
-    if path.name == "layers.json":
-        assert found["errors"]
-        return
     assert set(cells.KEYS) <= set(found)
     assert found["hardware"] and found["git"] and found["command"]
     command = found["command"] if isinstance(found["command"], str) else shlex.join(found["command"])

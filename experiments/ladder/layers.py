@@ -7,7 +7,7 @@ runs of train.py, latents of the peer. Rounding after training left none, so it 
 minutes of GPTQ. A word with a dot in it (`data.source.tokens=14_000_000`) goes to train.py's config as it is.
 
 For layer i: mean over tokens of |h - t|^2 / |t|^2 of its output, the last one after the final norm. It is written
-to `results/layers.json`, from which `make table` draws a figure.
+to `layers.json`, from which `make table` draws a figure.
 """
 
 from __future__ import annotations
