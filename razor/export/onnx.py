@@ -47,8 +47,8 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = {False: (21, 10), True: (25, 13)}
 """Operator set and version of the file format: the first with INT4, and the first with INT2."""
 LOOSE = 0.5
-"""Logits with quantized inputs, of the largest of the student's, at most: numbers on an edge moved a ResNet-18's by up
-to 0.2 where inputs had 4 bits. A graph whose scales are wrong has nothing in common with the student."""
+"""Logits with quantized inputs, of the largest of the student's, at most: numbers on an edge moved a ResNet-18's by
+up to 0.2 where inputs had 4 bits. A graph whose scales are wrong has nothing in common with the student."""
 LARGEST = 2 * 10**9
 """Bytes of a file of ONNX, at most (it is a protobuf)."""
 
