@@ -1,6 +1,6 @@
 """One model down the ladder of bits, by every method, at equal data and tokens.
 
-    python experiments/ladder/run.py budget=small       # or make ladder budget=small: half an hour on two cores
+    python experiments/ladder/run.py budget=small       # or make ladder budget=small: 18,500 tokens a cell
     python experiments/ladder/run.py budget=cpu quant=w1p58,mixed_2p79 methods=peer,ours seeds=0,1,2
     python experiments/ladder/run.py budget=gpu         # a hundred times the tokens
 
