@@ -121,7 +121,9 @@ def beside_peer() -> str:
         for quant in WIDTHS:
             peer, ours = paired(found.get((quant, "peer"), []), found.get((quant, "ours"), []))
             if peer and ours:
-                alike = ours if quant in SAME_FORMATS else found.get((quant, "same_formats"), [])
+                alike = ours
+                if quant not in SAME_FORMATS:
+                    alike = paired(found.get((quant, "same_formats"), []), peer)[0]
                 used += [*peer, *ours, *alike]
                 row = [f"{peer[0]['tokens']:,}", ours[0]["w_a_kv"], f"{ours[0]['bits_per_weight']:.2f}"]
                 row += [held_out(same, "kl", ".3f") if same else "-" for same in (peer, alike, ours)]
