@@ -64,11 +64,13 @@ METHODS = (
     "peer",
     "paper",
     "same_formats",
+    "even_rows",
     "ours",
 )
 """Ways to compress, in the order of tables: none, plain rounding, four kinds of rounding after training (`start` is
 what train.py start=gptq begins with), training on labels alone, the paper's method in its own package, the same in
-Razor, Razor's recipe for small budgets in the paper's formats, and in its own."""
+Razor, Razor's recipe for small budgets in the paper's formats, in better ones of every n-th row, and with the rows
+that it finds."""
 
 
 def rounded(rung: str) -> str:

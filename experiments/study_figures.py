@@ -20,6 +20,7 @@ STYLE = {
     "qat": ("labels alone", "#444444", "D"),
     "peer": ("edgerazor 1.3.5", "#c0392b", "s"),
     "paper": ("the same losses in Razor", "#8e44ad", "D"),
+    "even_rows": ("Razor, every n-th row", "#7aa6d8", "o"),
     "ours": ("Razor, small budget", "#2463a8", "o"),
 }
 

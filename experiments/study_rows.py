@@ -26,6 +26,7 @@ LABELS = {
     "peer": "`edgerazor` 1.3.5",
     "paper": "the same losses in Razor",
     "same_formats": "Razor, small budget, the paper's formats",
+    "even_rows": "Razor, small budget, every n-th row",
     "ours": "**Razor, small budget**",
 }
 """What tables call a method."""

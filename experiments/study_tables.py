@@ -44,6 +44,9 @@ NOT_YET = "(Not run yet.)\n"
 SAME_FORMATS = ("w4", "w1p58")
 """Widths at which the recipe's formats hold what the paper's do, and only find their scales otherwise."""
 
+OTHER_ROWS = ("same_formats", "even_rows")
+"""The recipe without its plan: in the paper's formats, and in its own; both of every n-th row."""
+
 
 def ladder(rung: str) -> str:
     """All methods at all widths, at one budget."""
@@ -114,19 +117,19 @@ def rounding(rung: str) -> str:
 def beside_peer() -> str:
     """Peer and small-budget recipe, at every budget and width that has both."""
     head = ["tokens seen", "W-A-KV", "bits per weight", "`edgerazor` 1.3.5", "this recipe in its formats"]
-    head += ["this recipe", "change", "seeds"]
+    head += ["every n-th row", "this recipe", "change", "seeds"]
     rows, used = [], []
     for rung in ("small", "cpu", "gpu"):
         found = groups(study_cells.ladder(rung))
         for quant in WIDTHS:
             peer, ours = paired(found.get((quant, "peer"), []), found.get((quant, "ours"), []))
             if peer and ours:
-                alike = ours
+                alike, even = ours, ours
                 if quant not in SAME_FORMATS:
-                    alike = paired(found.get((quant, "same_formats"), []), peer)[0]
-                used += [*peer, *ours, *alike]
+                    alike, even = (paired(found.get((quant, name), []), peer)[0] for name in OTHER_ROWS)
+                used += [*peer, *ours, *alike, *even]
                 row = [f"{peer[0]['tokens']:,}", ours[0]["w_a_kv"], f"{ours[0]['bits_per_weight']:.2f}"]
-                row += [held_out(same, "kl", ".3f") if same else "-" for same in (peer, alike, ours)]
+                row += [held_out(same, "kl", ".3f") if same else "-" for same in (peer, alike, even, ours)]
                 rows.append([*row, change(mean_kl(ours), mean_kl(peer)), seeds(ours)])
     return f"{markdown(head, rows)}\n({hardware(used)}.)\n" if rows else NOT_YET
 

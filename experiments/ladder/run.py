@@ -41,10 +41,22 @@ RATES = {
     "paper": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
     "qat": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
     "same_formats": {"w4": 1e-4, "mixed_2p79": 3e-4, "mixed_1p88": 3e-4, "w1p58": 3e-4},
+    "even_rows": {"w4": 1e-4, "mixed_2p79": 3e-4, "mixed_1p88": 3e-4, "w1p58": 3e-4},
     "ours": {"w4": 1e-4, "mixed_2p79": 3e-4, "mixed_1p88": 3e-4, "w1p58": 3e-4},
 }
 """Learning rates of the methods that train. The peer's at 1.58 bits is the best of three (experiments/vs_peer); the
 others are taken from it and from single runs, and still want a grid."""
+
+FORMATS = {
+    "w4": "w4_plus",
+    "mixed_2p79": "auto_2p79_plus",
+    "mixed_1p88": "auto_1p88_plus",
+    "w1p58": "w1p58_plus",
+}
+"""Of the recipe for small budgets; those called auto are found, on rows that the start looks at too."""
+
+SCORED_ROWS = 128
+"""That the scores of a plan may look at, at most."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +138,10 @@ class Cell:
             again = [f"runs={studies.parent / 'vs_peer'}"] if studies != STUDIES else []
             return None, ["experiments/vs_peer/run.py", *named, *words, *again]
         started = ["start=gptq", f"start.rows={rung.start}", "distill=small_budget"]
+        looked = [f"score.rows={min(rung.start, SCORED_ROWS)}"] if "auto" in FORMATS[self.quant] else []
         recipe = {
-            "ours": [*started, f"quant={self.quant}_plus"],
+            "ours": [*started, f"quant={FORMATS[self.quant]}", *looked],
+            "even_rows": [*started, f"quant={self.quant}_plus"],
             "same_formats": [*started, f"quant={self.quant}"],
             "paper": [f"quant={self.quant}", "distill=eakld_afd"],
             "qat": [f"quant={self.quant}", "distill=ce"],

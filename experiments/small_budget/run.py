@@ -47,15 +47,12 @@ SOFT = {
     "mixed_2p79": ["quant=mixed_2p79", "quant/format@quant.weights.low=ternary_soft"],
 }
 PLAIN = {quant: [f"quant={quant}"] for quant in WIDTHS}
-PLUS = {quant: [f"quant={quant}_plus"] for quant in WIDTHS}
+EVEN = {quant: [f"quant={quant}_plus"] for quant in WIDTHS}
+PLUS = EVEN | {"mixed_2p79": ["quant=auto_2p79_plus", "score.rows=32"]}
 START = "start=gptq"
 SLOW = {
     "w1p58": ["quant=w1p58_plus", "quant.weights.lr_multiplier=1"],
-    "mixed_2p79": [
-        "quant=mixed_2p79_plus",
-        "quant.weights.high.lr_multiplier=1",
-        "quant.weights.low.lr_multiplier=1",
-    ],
+    "mixed_2p79": [*PLUS["mixed_2p79"], "start.lr_multiplier=1"],
 }
 FAST, GENTLE = "trainer.learning_rate=1e-3", "trainer.learning_rate=3e-4"
 
@@ -80,11 +77,12 @@ VARIANTS: dict[str, tuple[dict[str, list[str]], list[str]]] = {
             "callbacks.freeze.rules=[{names: '*.embed_tokens'}]",
         ],
     ),
-    "formats": (PLUS, ["distill=kld", FAST]),
+    "formats": (EVEN, ["distill=kld", FAST]),
     "start": (PLAIN, [START, "distill=kld", GENTLE]),
     "start_mse": (MSE, [START, "distill=kld", GENTLE]),
     # the recipe, and one change to it
     "ours": (PLUS, [START, "distill=small_budget", GENTLE]),
+    "ours_even_rows": (EVEN, [START, "distill=small_budget", GENTLE]),
     "ours_kld": (PLUS, [START, "distill=kld", GENTLE]),
     "ours_eakld": (PLUS, [START, "distill=eakld", GENTLE]),
     "ours_paper_losses": (PLUS, [START, "distill=eakld_afd", GENTLE]),

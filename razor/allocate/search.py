@@ -24,6 +24,7 @@ from razor.allocate.solving import Answer, answer, bounds
 from razor.allocate.space import Space
 from razor.allocate.subject import Subject
 from razor.allocate.table import SCORES, Measured, ScoreTable
+from razor.data.calibration import calibration, in_batches
 from razor.data.packing import PackedRows
 from razor.distill import Batch
 from razor.errors import RazorError
@@ -51,15 +52,9 @@ class Text:
 
     @classmethod
     def of(cls, train: PackedRows, held_out: PackedRows, check: int, seed: int) -> Text:
-        """Training rows in an order by a seed, and the first `check` held-out rows."""
-        order = np.random.default_rng(seed).permutation(len(train)).tolist()
-        check = min(check, len(held_out))
-        return cls(lambda rows: _some(train, order[:rows]), _some(held_out, list(range(check))))
-
-
-def _some(rows: PackedRows, chosen: Sequence[int]) -> list[Batch]:
-    each = max(1, TOKENS // rows.sequence_length)
-    return [rows.batch(chosen[start : start + each]) for start in range(0, len(chosen), each)]
+        """The training rows that a start would look at, and the first `check` held-out rows."""
+        checked = list(range(min(check, len(held_out))))
+        return cls(lambda rows: calibration(train, rows, seed, TOKENS), in_batches(held_out, checked, TOKENS))
 
 
 @dataclass

@@ -23,10 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from razor.data.calibration import calibration
 from razor.data.packing import PackedRows
 from razor.distill import Batch
 from razor.errors import RazorError
@@ -137,15 +137,8 @@ class GPTQ:
         linears_of(model, {name: place.weights for name, place in plan.modules.items()})
 
     def batches(self, rows: PackedRows, seed: int) -> list[Batch]:
-        """The text to look at: `self.rows` of these rows, or all if there are fewer.
-
-        They are those that training in the order of this seed comes to last (`razor.data.steps`): what a start was
-        fitted to has little to teach, and seen first it would spend the steps at which most is to be learned.
-        """
-        first_epoch = np.random.default_rng([seed, 0]).permutation(len(rows))
-        chosen = first_epoch[::-1][: self.rows].tolist()
-        each = max(1, TOKENS // rows.sequence_length)
-        return [rows.batch(chosen[start : start + each]) for start in range(0, len(chosen), each)]
+        """The text to look at: `self.rows` of these rows, or all if there are fewer (`razor.data.calibration`)."""
+        return calibration(rows, self.rows, seed, TOKENS)
 
     @torch.no_grad()
     def __call__(

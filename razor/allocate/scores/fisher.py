@@ -28,13 +28,17 @@ from razor.models import record
 DRAWN_BYTES = 1 << 26
 """Of logits that labels are drawn from at once."""
 
+KEPT_BYTES = 2 << 30
+"""Of squared gradients that may wait for the last batch; a larger model's are weighed batch by batch."""
+
 
 class Fisher(Score):
     """loss = 1/2 sum over a row of F (Wq - W)^2, in nats per token, F of labels drawn from the model.
 
-    A matrix's gradient is squared, weighed and forgotten as soon as the backward pass has it; so one gradient is in
-    memory at a time beside the model. It says nothing of large errors: the real KL saturates where this goes on
-    growing.
+    A matrix's gradient is squared and forgotten as soon as the backward pass has it, so one gradient is in memory
+    at a time beside the model. The squares are summed over the batches, 4 bytes a weight, and weighed with the
+    options' errors once; where that is more than `KEPT_BYTES`, they are weighed after every batch, and the options
+    are rounded anew each time. It says nothing of large errors: the real KL saturates where this goes on growing.
     """
 
     name = "fisher"
@@ -44,6 +48,7 @@ class Fisher(Score):
         waiting = dict(subject.waiting(done))
         sums: dict[str, Tensor] = {}
         tokens, generator = 0, torch.Generator().manual_seed(subject.seed)
+        kept = 4 * sum(target.weights for target in waiting.values()) <= KEPT_BYTES
 
         def add(name: str) -> Any:
             target, view = waiting[name], waiting[name].site.view
@@ -51,7 +56,7 @@ class Fisher(Score):
             def hook(weight: Tensor) -> None:
                 assert weight.grad is not None
                 squared = view.matrix(weight.grad).float().square()
-                own = lost(subject.weight(target), target, squared)
+                own = squared if kept else lost(subject.weight(target), target, squared)
                 sums[name] = own if name not in sums else sums[name] + own
                 weight.grad = None
 
@@ -64,8 +69,12 @@ class Fisher(Score):
             for batch in subject.read(self.rows, "fisher"):
                 tokens += _backward(subject, batch, generator)
         for name, target in waiting.items():
-            shape = len(target.formats), target.site.shape[0]
-            yield name, sums[name] / (2 * max(1, tokens)) if name in sums else torch.zeros(shape)
+            own = sums.pop(name, None)
+            if own is None:
+                own = torch.zeros(len(target.formats), target.site.shape[0])
+            elif kept:
+                own = lost(subject.weight(target), target, own)
+            yield name, own / (2 * max(1, tokens))
 
 
 def _backward(subject: Subject, batch: Batch, generator: torch.Generator) -> int:
