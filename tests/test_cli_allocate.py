@@ -107,6 +107,18 @@ def test_a_run_finds_its_plan_keeps_it_and_shows_it(main_job: Any) -> None:
         assert f"![allocation/{figure}](allocation/{figure}.png)" in text
 
 
+def test_a_plan_and_a_start_look_at_the_same_text(main_job: Any) -> None:
+    """So a run that uses both has seen it once."""
+    words = ("quant=auto_1p88_plus", "quant.check=0", "score.rows=4", "start=gptq", "start.rows=4")
+    done = main_job(*words, "trainer.max_steps=1")
+    assert done.code == 0, done.err
+    report = json.loads((done.folder / REPORT).read_text())
+    assert report["allocation"]["calibration_tokens"] == report["start"]["tokens"] > 0
+    plan = Plan.load(done.folder / "allocation" / "plan.yaml")
+    mixed = [place.weights for place in plan.modules.values() if "map:" in str(place.weights.spec())]
+    assert mixed, "no two formats share a matrix"
+
+
 def test_a_run_that_goes_on_uses_the_plan_it_has(main_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one that was stopped before its recipe was written, and whose plan somebody changed since."""
     words = (

@@ -101,8 +101,8 @@ def test_every_option_composes_and_instantiates(
     assert not missing_in(config)
     OmegaConf.to_container(config, resolve=True)  # every reference leads somewhere
     assert isinstance(cli.model_source(config), ModelSource)
-    kinds = {"plan": PlanFile, "auto_2p79": Automatic, "auto_1p88": Automatic}
-    assert isinstance(cli.build(config.quant), Automatic if beside else kinds.get(option, QuantRecipe))
+    kind = PlanFile if option == "plan" else Automatic if "budget" in config.quant else QuantRecipe
+    assert isinstance(cli.build(config.quant), kind)
     assert isinstance(cli.build(config.distill), Objective)
     assert isinstance(cli.build(config.trainer), TrainSettings)
     assert isinstance(cli.build(config.evals), Benchmark | Classification)

@@ -17,7 +17,7 @@ from razor.recipe.override import matching
 
 CONF = Path(__file__).parents[1] / "conf" / "quant"
 FILES = {"plan", "recipe"}  # options that read a file
-FOUND = {"auto_2p79", "auto_1p88"}  # whose plan is found for a model: tests/allocate
+FOUND = {path.stem for path in CONF.glob("auto_*.yaml")}  # whose plan is found for a model: tests/allocate
 OPTIONS = sorted({path.stem for path in CONF.glob("*.yaml")} - FILES - FOUND)
 
 

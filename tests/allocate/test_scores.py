@@ -8,6 +8,7 @@ import torch
 from razor.allocate import ScoreTable, Text
 from razor.allocate.measuring import measure
 from razor.allocate.scores import TrueKL
+from razor.allocate.subject import lost
 from razor.errors import RazorError
 from razor.models import record
 from razor.quant import Float16
@@ -72,6 +73,17 @@ def test_fisher_is_the_kl_of_small_errors(searching):
     ordered = sorted(found, key=found.__getitem__)
     least, most = ordered[:7], ordered[-7:]
     assert sum(true[name] for name in least) < sum(true[name] for name in most)
+
+
+def test_fisher_of_a_model_whose_squares_take_too_much_memory(searching, monkeypatch):
+    """Weighed after every batch it is the same number."""
+    subject, whole = searching().subject, dict(score_of("fisher").measure(searching().subject, ()))
+    calls = []
+    monkeypatch.setattr("razor.allocate.scores.fisher.KEPT_BYTES", 0)
+    monkeypatch.setattr("razor.allocate.scores.fisher.lost", lambda *given: calls.append(1) or lost(*given))
+    by_batch = dict(score_of("fisher").measure(subject, ()))
+    assert len(calls) == len(by_batch) * len(subject.batches(4))
+    assert all(torch.allclose(by_batch[name], losses, rtol=1e-4) for name, losses in whole.items())
 
 
 def test_fisher_leaves_no_gradients_and_no_hooks(searching):

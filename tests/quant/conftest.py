@@ -13,7 +13,9 @@ from razor.quant import Format
 
 CONF = Path(__file__).parents[2] / "conf" / "quant"
 HAND_MADE = {"recipe", "plan"}  # options that read a file of the user's
-FOUND = {"auto_2p79", "auto_1p88"}  # whose formats are found among those of quant/format
+FOUND = {
+    path.stem for path in CONF.glob("auto_*.yaml")
+}  # whose formats are found among those of quant/format
 OPTIONS = [
     *(f"quant={path.stem}" for path in sorted(CONF.glob("*.yaml")) if path.stem not in HAND_MADE | FOUND),
     *(f"+quant/format@format={path.stem}" for path in sorted(CONF.glob("format/*.yaml"))),

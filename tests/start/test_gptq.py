@@ -6,14 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from razor import cli
-from razor.data.document import Document
-from razor.data.packing import pack
-from razor.data.steps import StepBatches
 from razor.distill import Needs
 from razor.errors import RazorError
 from razor.evals.held_out import score_held_out
@@ -47,17 +43,6 @@ def pair(*words: str, hold: bool = True) -> tuple[Any, Any, Plan, Any]:
     plan = (holding(recipe) if hold else recipe).plan(source.skeleton())
     teacher = source.load(torch.float32)
     return make_student(teacher, plan, torch.float32), teacher, plan, source
-
-
-@pytest.mark.parametrize("seed", [0, 1, 7])
-def test_it_looks_at_the_rows_that_training_comes_to_last(seed: int) -> None:
-    """Fitted to them, a student learns little from them; seen first, they would waste the best steps."""
-    documents = [Document(np.full(8, row, dtype="int32"), np.ones(8, dtype=bool)) for row in range(40)]
-    rows = pack(documents, sequence_length=8)
-    looked = torch.cat([batch.input_ids[:, 0] for batch in GPTQ(rows=10).batches(rows, seed)]).tolist()
-    steps = StepBatches(rows, 20, rows_per_batch=2, seed=seed)
-    trained = [int(row) for number in range(20) for row in steps[number].input_ids[:, 0]]
-    assert sorted(trained) == list(range(40)) and set(trained[-10:]) == set(looked)
 
 
 @pytest.mark.parametrize(
