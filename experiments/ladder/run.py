@@ -37,7 +37,7 @@ MODEL = "smollm2_135m"
 BASELINES = {"rtn": "baselines", "gptq": "baselines"}
 WIDTHS = ("w4", "mixed_2p79", "mixed_1p88", "w1p58")
 RATES = {
-    "peer": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
+    "peer": {"w4": 3e-4, "mixed_2p79": 3e-4, "mixed_1p88": 1e-3, "w1p58": 1e-3},
     "paper": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
     "qat": {"w4": 3e-4, "mixed_2p79": 1e-3, "mixed_1p88": 1e-3, "w1p58": 1e-3},
     "same_formats": {"w4": 1e-4, "mixed_2p79": 3e-4, "mixed_1p88": 3e-4, "w1p58": 3e-4},
@@ -71,6 +71,7 @@ class Rung:
         rows: in a step.
         text: words for the baselines, where the text is another one.
         methods: that are made unless others are asked for.
+        quant: widths, likewise.
     """
 
     steps: int
@@ -80,10 +81,11 @@ class Rung:
     rows: int = 2
     text: tuple[str, ...] = ()
     methods: str = "rtn,gptq,peer,ours"
+    quant: str = ",".join(WIDTHS)
 
 
 RUNGS = {
-    "small": Rung(43, 0, 32),
+    "small": Rung(43, 0, 32, quant="mixed_2p79,w1p58"),
     "cpu": Rung(232, 500, 64),
     "gpu": Rung(
         2_320,
@@ -97,8 +99,8 @@ RUNGS = {
 }
 DEFAULTS = {
     "budget": "small",
-    "quant": ",".join(WIDTHS),
-    "methods": "",  # those of the rung
+    "quant": "",  # those of the rung
+    "methods": "",
     "seeds": "0",
     "limit": "",  # rows a task, in place of the rung's
     "again": "false",
@@ -160,12 +162,13 @@ def cells_of(options: dict[str, str]) -> list[Cell]:
     (rung,) = chosen(options, "budget", tuple(RUNGS))[:1]
     limit = numbers(options, "limit")[0] if options["limit"] else RUNGS[rung].limit
     ways = [method for method in study_cells.METHODS if method in (*BASELINES, *RATES)]
-    methods = chosen(options | {"methods": options["methods"] or RUNGS[rung].methods}, "methods", ways)
+    given = {key: options[key] or getattr(RUNGS[rung], key) for key in ("quant", "methods")}
+    methods = chosen(given, "methods", ways)
     if rung == "gpu" and "peer" in methods:
         raise RazorError(
             "methods=peer: its side of the study trains on a CPU. budget=gpu methods=rtn,gptq,ours"
         )
-    lists = numbers(options, "seeds"), chosen(options, "quant", WIDTHS), methods
+    lists = numbers(options, "seeds"), chosen(given, "quant", WIDTHS), methods
     return [Cell(rung, quant, method, seed, limit) for seed, quant, method in itertools.product(*lists)]
 
 
