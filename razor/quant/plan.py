@@ -54,21 +54,26 @@ class Plan:
                 activations where there are none; a layer that the plan forgets; tied weights in two formats.
         """
         found = sites(model)
+        if unknown := [name for name in self.modules if name not in found]:
+            raise self._unknown(unknown[0], model, found, len(unknown))
         for name, placement in self.modules.items():
-            if name not in found:
-                raise self._unknown(name, model, found)
             _check_site(found[name], placement)
         needed = {name for name, site in found.items() if site.kind != "other"}
         if missing := sorted(needed - set(self.modules)):
             raise RazorError(f"The plan says nothing about {len(missing)} modules, first '{missing[0]}'.")
         self._check_tied(found)
 
-    def _unknown(self, name: str, model: nn.Module, found: Mapping[str, Site]) -> RazorError:
+    def _unknown(self, name: str, model: nn.Module, found: Mapping[str, Site], count: int) -> RazorError:
         modules = dict(model.named_modules())
         if name in modules:
             return RazorError(
                 f"The plan names '{name}', a {type(modules[name]).__name__}: only linear layers, embeddings, "
                 "convolutions, experts and other weights of two dimensions or more can be planned."
+            )
+        if count > 1:
+            return RazorError(
+                f"The plan names '{name}' and {count - 1} others of its {len(self.modules)} that the model lacks: "
+                "is it the plan of another model?"
             )
         return RazorError(f"The plan names '{name}', which the model lacks.{_near(str(name), set(found))}")
 

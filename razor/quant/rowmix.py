@@ -128,7 +128,8 @@ class RowMix(Format):
             if digits != math.ceil(shape[0] / 4) or found != many:
                 raise RazorError(
                     f"The map of rows of '{where}' has {digits} digits and {found} high rows; {shape[0]} rows with "
-                    f"fraction {self.fraction:g} high have {math.ceil(shape[0] / 4)} digits and {many} of them."
+                    f"fraction {self.fraction:g} high have {math.ceil(shape[0] / 4)} digits and {many} of them. "
+                    "A map belongs to the matrix that it was made for: is this the plan of another model?"
                 )
 
     def gain(self, x: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ def test_a_map_of_another_matrix_is_an_error():
     ):
         mapped.check((12, 32), "here")
     with pytest.raises(
-        RazorError, match=r"2 high rows; 6 rows with fraction 0.5 high have 2 digits and 3 of them"
+        RazorError,
+        match=r"2 high rows; 6 rows with fraction 0.5 high have 2 digits and 3 of them.*another model",
     ):
         mapped.check((6, 32), "here")
     with pytest.raises(RazorError, match=r"rows='map:xy'. Choices: even, error, map:"):
