@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -51,6 +52,53 @@ def test_a_plan_has_no_more_bits_than_what_it_is_compared_with(
             )
             assert cell["calibration_kl"][1] <= cell["calibration_kl"][0]
     assert run.main([*words, f"results={tmp_path}"]) == 0  # all there already
+
+
+LIBRARY = """
+class AutoScheme:
+    def __init__(self, avg_bits, options, nsamples, **rest):
+        self.low, self.high = (option.bits for option in options)
+        assert self.low < avg_bits < self.high and nsamples == 4
+
+class AutoRound:
+    def __init__(self, model, tokenizer, scheme, **rest):
+        self.model, self.scheme = model, scheme
+
+    def post_init(self):
+        names = [name for name, _ in self.model.named_modules() if name.endswith("_proj")]
+        widths = [self.scheme.low if "layers.0" in name else self.scheme.high for name in names]
+        self.layer_config = {name: {"bits": bits} for name, bits in zip(names, widths)}
+        self.layer_config["lm_head"] = {"bits": 16}
+"""
+
+
+def test_another_librarys_widths_in_our_formats(
+    tmp_path: Any, tiny_cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a stand-in of the package, which is this Python's: the real one takes gigabytes."""
+    package = tmp_path / "package" / "auto_round"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(LIBRARY)
+    schemes = "class QuantizationScheme:\n    def __init__(self, bits, **rest):\n        self.bits = bits\n"
+    (package / "schemes.py").write_text(schemes)
+    (tmp_path / "package" / "auto_round-0.16.1.dist-info").mkdir()
+    about = tmp_path / "package" / "auto_round-0.16.1.dist-info" / "METADATA"
+    about.write_text("Name: auto-round\nVersion: 0.16.1\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "package"))
+    monkeypatch.setenv("RAZOR_CACHE", str(tiny_cache))
+    monkeypatch.setattr(run.autoscheme, "environment_python", lambda _: sys.executable)
+    places = [f"results={tmp_path}", f"runs={tmp_path / 'runs'}"]
+    words = [*TINY, *places, "quant=mixed_2p79", "score=autoscheme", "rows=4"]
+    assert run.main([*words, "options=seq_2_mse,int4_mse"]) == 0
+    cell = json.loads((tmp_path / "tiny" / "mixed_2p79_autoscheme_matrix_s0.json").read_text())
+    assert cell["code_bits"] == 0.25 * 2 + 0.75 * 4 and cell["library"] == "auto-round 0.16.1"
+    assert cell["held_out"]["kl"] > 0 and cell["calibration_tokens"] > 0
+    assert not (tmp_path / "tiny" / "mixed_2p79_autoscheme_row_s0.json").exists()
+    assert "matrices by `autoscheme`" in tables.said(cell)
+    with pytest.raises(
+        RazorError, match=r"tells options apart by whole bits, and ternary has 1\.58"
+    ):
+        run.main([*words, f"results={tmp_path / 'other'}", "options=ternary,int4"])
 
 
 def test_the_table_holds_plans_against_the_papers(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

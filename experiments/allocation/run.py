@@ -2,6 +2,8 @@
 
     python experiments/allocation/run.py
     python experiments/allocation/run.py quant=mixed_2p79 score=fisher granularity=matrix,row swaps=0,24 [seed=0]
+    python experiments/allocation/run.py quant=mixed_2p79 score=fisher,autoscheme granularity=matrix
+        options=seq_2_mse,int3_mse,int4_mse rung=integers                     # beside another library's allocation
 
 For every width there is the paper's mixing (`every_nth`: quant=mixed_2p79, mixed_1p88), as many rows chosen by
 squared error (`by_error`), and a plan for each score and granularity that has at most the same bits per weight,
@@ -24,6 +26,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import autoscheme  # noqa: E402
 import study_cells  # noqa: E402
 import study_making  # noqa: E402
 import study_text  # noqa: E402
@@ -54,6 +57,8 @@ DEFAULTS = {
     "mix": "chat: 0.5, text: 0.5",  # kinds of it
     "held_out": "64",  # documents
     "sequence_length": "256",
+    "library": "on",  # score=autoscheme: or the folder of an environment that has auto-round
+    "runs": "runs/allocation",
     "results": str(HERE / "results"),
 }
 BASES = ("every_nth", "by_error")
@@ -87,8 +92,9 @@ class Case:
 
 def words_of(options: dict[str, str], case: Case) -> list[str]:
     """The words of `razor allocate` whose text, model, options and score a cell has."""
-    score = () if case.score in BASES else (f"score={case.score}", f"granularity={case.granularity}")
-    rows = {"weight_error": (), "kl": (f"score.rows={options['kl_rows']}",)}
+    name = "weight_error" if case.score == autoscheme.NAME else case.score  # it measures by itself
+    score = () if case.score in BASES else (f"score={name}", f"granularity={case.granularity}")
+    rows = {"weight_error": (), autoscheme.NAME: (), "kl": (f"score.rows={options['kl_rows']}",)}
     own = () if case.score in BASES else rows.get(case.score, (f"score.rows={options['rows']}",))
     return [
         f"model={options['model']}",
@@ -139,7 +145,13 @@ class Maker:
         )
         told: dict[str, Any] = {"predicted": None, "predicted_unit": None, "calibration_kl": None}
         looked, seconds = 0, 0.0
-        if case.score not in BASES:
+        if case.score == autoscheme.NAME:
+            folder = Path(self.options["runs"]) / path.stem
+            asked = search, source, int(self.options["rows"]), folder, self.options["library"]
+            formats, said, looked, seconds = autoscheme.found(*asked)
+            told |= said
+            plan = search.space.plan(formats)
+        elif case.score not in BASES:
             formats, told, looked, seconds = self._found(search)
             plan = search.space.plan(formats)
         seconds += time.perf_counter() - begun
@@ -213,7 +225,9 @@ def cases_of(options: dict[str, str]) -> list[Case]:
     for score, granularity, quant, seed, swap in itertools.product(
         scores, granularities, quants, seeds, swaps
     ):
-        if granularity != "row" or cli.build(cli.composed("allocate", [f"score={score}"]).score).by_rows:
+        if score == autoscheme.NAME:
+            cases += [Case(quant, seed, score, granularity)] if granularity == "matrix" else []
+        elif granularity != "row" or cli.build(cli.composed("allocate", [f"score={score}"]).score).by_rows:
             cases.append(Case(quant, seed, score, granularity, swap))
     return cases
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import venv
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from study_library import environment_python
 
 from razor.data.packing import PackedRows
 from razor.errors import RazorError
@@ -24,7 +23,6 @@ from razor.models import ModelSource, make_student
 from razor.quant import Float16, Integer, LearnedScale, StretchedElastic
 from razor.recipe import QuantRecipe
 from razor.start import GPTQ
-from razor.storage import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +31,6 @@ LIBRARY = ("awq", "autoround")
 METHODS = ("rtn", "gptq", "start", *LIBRARY)
 PUBLISHED = partial(GPTQ, follow=0.0, refit=False, passes=0, damping=0.01)
 """GPTQ as the paper has it; `start` is what start=gptq does."""
-
-PACKAGES = ("torch==2.13.0", "auto-round==0.16.1")
 
 
 @dataclass(frozen=True)
@@ -143,26 +139,3 @@ def check_grid(weights: dict[str, torch.Tensor], bits: int, group: int) -> None:
             values = 1 + int((ordered.diff(dim=-1) != 0).sum(-1).max())
             if values > 2**bits:
                 raise RazorError(f"'{name}' has {values} values in a group, which {bits} bits cannot hold.")
-
-
-def environment_python(choice: str) -> Path:
-    """The interpreter of the library's environment, made once in the user's cache.
-
-    Raises:
-        RazorError: it could not be made.
-    """
-    own = cache_dir() / "peers" / PACKAGES[1].replace("==", "-")
-    folder = own if choice == "on" else Path(choice).expanduser().absolute()
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    look = "import importlib.metadata as m; m.version('auto-round')"
-    if python.is_file() and not subprocess.run([python, "-c", look], capture_output=True).returncode:
-        return python
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
-        raise RazorError(
-            f"library={choice} is there and is no environment of Python. Choices: on, another folder."
-        )
-    print(f"Making the library's environment, once: {folder} (more than a gigabyte)", file=sys.stderr)
-    venv.create(folder, with_pip=True)
-    if subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES]).returncode:
-        raise RazorError(f"pip could not install {' '.join(PACKAGES)} into '{folder}'.")
-    return python
