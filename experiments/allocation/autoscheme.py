@@ -46,8 +46,8 @@ def widths_of(options: Sequence[str], formats: dict[str, Format]) -> dict[int, F
 
 def found(
     search: Search, source: ModelSource, rows: int, folder: Path, library: str = "on"
-) -> tuple[Any, ...]:
-    """Formats by target, what the library tells, tokens that it looked at, seconds.
+) -> tuple[dict[str, Format], dict[str, Any]]:
+    """Formats by target; what is told of them, tokens looked at and the library's seconds among that.
 
     Args:
         search: whose targets, budget and text.
@@ -82,7 +82,7 @@ def found(
     if missing := sorted(name for name in targets if name not in widths):
         raise RazorError(f"score={NAME} gave no width to {len(missing)} matrices, first '{missing[0]}'.")
     chosen = {name: formats[widths[name]] for name in targets}
-    return chosen, told, sum(map(len, ids)), told["seconds"]
+    return chosen, told | {"calibration_tokens": sum(map(len, ids))}
 
 
 def mean_bits(search: Search) -> float:

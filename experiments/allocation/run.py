@@ -37,7 +37,8 @@ from razor.cli.allocate import ready, settled  # noqa: E402
 from razor.cli.guard import guarded  # noqa: E402
 from razor.cli.teacher import teaching  # noqa: E402
 from razor.errors import RazorError  # noqa: E402
-from razor.quant import Format, measure  # noqa: E402
+from razor.models import ModelSource  # noqa: E402
+from razor.quant import Format, ModelSize, measure  # noqa: E402
 from razor.recipe import PlanFile  # noqa: E402
 from razor.train.facts import environment  # noqa: E402
 from razor.train.run import quieten  # noqa: E402
@@ -139,81 +140,69 @@ class Maker:
         bits = measure(source.skeleton(), plan).total.bits_per_weight
         config.budget, config.unit, config.swaps = bits, "bpw", case.swaps
         search = self.search(case, config, settled(config))
-        begun, formats = (
-            time.perf_counter(),
-            {name: plan.modules[name].weights for name in search.space.targets},
-        )
+        formats = {name: plan.modules[name].weights for name in search.space.targets}
         told: dict[str, Any] = {"predicted": None, "predicted_unit": None, "calibration_kl": None}
-        looked, seconds = 0, 0.0
-        if case.score == autoscheme.NAME:
-            folder = Path(self.options["runs"]) / path.stem
-            asked = search, source, int(self.options["rows"]), folder, self.options["library"]
-            formats, said, looked, seconds = autoscheme.found(*asked)
-            told |= said
-            plan = search.space.plan(formats)
-        elif case.score not in BASES:
-            formats, told, looked, seconds = self._found(search)
-            plan = search.space.plan(formats)
-        seconds += time.perf_counter() - begun
-        kl = search.held_out_kl(formats)
+        told |= {"calibration_tokens": 0, "seconds": 0.0}
+        if case.score not in BASES:
+            formats, more = self._found(case, search, source, path)
+            told, plan = told | more, search.space.plan(formats)
         size = measure(source.skeleton(), plan)
         told_of = PlanFile(case.quant, plan)
         told_of.plan(source.skeleton())
-        study_cells.write(
-            path,
-            {
-                "study": "allocation",
-                "rung": self.options["rung"],
-                "model": config.model.name,
-                "note": config.model.note,
-                "quant": case.quant,
-                "w_a_kv": told_of.w_a_kv,
-                "method": case.method,
-                "seed": case.seed,
-                "tokens": 0,
-                "calibration_tokens": looked,
-                "steps": 0,
-                "learning_rate": None,
-                "schedule": None,
-                "bits_per_weight": size.total.bits_per_weight,
-                "code_bits": size.code_bits,
-                "ratio_paper": size.total.ratio_paper,
-                "ratio_disk": size.total.ratio_disk,
-                "bytes_disk": size.total.bytes_disk,
-                "held_out": {
-                    "kl": kl,
-                    "perplexity": None,
-                    "agreement": None,
-                    "tokens": search.held_out.tokens,
-                },
-                "scores": None,
-                "curve": [],
-                "seconds": seconds,
-                "tokens_per_second": None,
-                "options": self.options["options"],
-                "score": case.score,
-                "granularity": case.granularity,
-                "swaps": case.swaps,
-                **told,
-                **environment(teaching(config).settings.device),
-                "command": shlex.join(["python", "experiments/allocation/run.py", *sys.argv[1:]]),
-            },
-        )
+        kl = search.held_out_kl(formats)
+        told |= {"model": config.model.name, "note": config.model.note, "w_a_kv": told_of.w_a_kv}
+        held_out = {"kl": kl, "perplexity": None, "agreement": None, "tokens": search.held_out.tokens}
+        told |= {"held_out": held_out, **environment(teaching(config).settings.device)}
+        study_cells.write(path, self._cell(case, size) | told)
         print(
             f"{path.stem}: KL {kl:.3f} nats at {size.total.bits_per_weight:.4f} bits per weight", flush=True
         )
 
-    @staticmethod
-    def _found(search: Search) -> tuple[dict[str, Format], dict[str, Any], int, float]:
-        """Formats of the plan, what is told of it, tokens looked at, seconds that the scores took."""
-        table = search.table()
+    def _cell(self, case: Case, size: ModelSize) -> dict[str, Any]:
+        """What a cell says of its plan's making and size; nothing was trained."""
+        return {
+            "study": "allocation",
+            "rung": self.options["rung"],
+            "quant": case.quant,
+            "method": case.method,
+            "seed": case.seed,
+            "tokens": 0,
+            "steps": 0,
+            "learning_rate": None,
+            "schedule": None,
+            "bits_per_weight": size.total.bits_per_weight,
+            "code_bits": size.code_bits,
+            "ratio_paper": size.total.ratio_paper,
+            "ratio_disk": size.total.ratio_disk,
+            "bytes_disk": size.total.bytes_disk,
+            "scores": None,
+            "curve": [],
+            "tokens_per_second": None,
+            "options": self.options["options"],
+            "score": case.score,
+            "granularity": case.granularity,
+            "swaps": case.swaps,
+            "command": shlex.join(["python", "experiments/allocation/run.py", *sys.argv[1:]]),
+        }
+
+    def _found(
+        self, case: Case, search: Search, source: ModelSource, path: Path
+    ) -> tuple[dict[str, Format], dict[str, Any]]:
+        """Formats of the plan; what is told of it, tokens looked at and seconds that scores took among that."""
+        if case.score == autoscheme.NAME:
+            folder = Path(self.options["runs"]) / path.stem
+            return autoscheme.found(
+                search, source, int(self.options["rows"]), folder, self.options["library"]
+            )
+        table, begun = search.table(), time.perf_counter()
         answer = search.automatic.answer(search.space, table)
         told: dict[str, Any] = {"predicted": answer.predicted, "predicted_unit": table.measured.unit}
-        told["calibration_kl"] = None
         if search.automatic.swaps:
             refined = search.refined(answer, table)
             answer, told["calibration_kl"] = refined.answer, [refined.first, refined.kl]
-        return dict(answer.formats), told, table.measured.tokens, table.seconds
+        told |= {"calibration_tokens": table.measured.tokens}
+        told |= {"seconds": table.seconds + time.perf_counter() - begun}
+        return dict(answer.formats), told
 
 
 def cases_of(options: dict[str, str]) -> list[Case]:
