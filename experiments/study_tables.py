@@ -158,6 +158,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "allocation_trained": trained,
     "allocation_figures": allocation_figures.shown,
     "peer_grid_small": lambda: grid("small"),
+    "peer_grid_cpu": lambda: grid("cpu"),
 }
 """What documents may ask for."""
 
