@@ -153,6 +153,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "beside_peer": beside_peer,
     "baselines": lambda: rounding("smollm2_135m"),
     "allocation": allocation,
+    "allocation_searched": lambda: allocation("searched"),
+    "allocation_integers": lambda: allocation("integers"),
     "vision_resnet18": lambda: vision("resnet18"),
     "vision_vit_s16": lambda: vision("vit_s16"),
     "allocation_trained": trained,
