@@ -13,6 +13,7 @@ from tests.test_studies import load
 
 run, tables = load("allocation/run"), load("allocation/tables")
 trained, figures = load("allocation/trained"), load("allocation/figures")
+shape = load("allocation/qwen3_shape")
 TINY = ("model=tiny_llama", "rung=tiny", "mix=text: 1", "tokens=3000", "held_out=4", "sequence_length=128")
 
 
@@ -95,10 +96,29 @@ def test_another_librarys_widths_in_our_formats(
     assert cell["held_out"]["kl"] > 0 and cell["calibration_tokens"] > 0
     assert not (tmp_path / "tiny" / "mixed_2p79_autoscheme_row_s0.json").exists()
     assert "matrices by `autoscheme`" in tables.said(cell)
-    with pytest.raises(
-        RazorError, match=r"tells options apart by whole bits, and ternary has 1\.58"
-    ):
+    with pytest.raises(RazorError, match=r"tells options apart by whole bits, and ternary has 1\.58"):
         run.main([*words, f"results={tmp_path / 'other'}", "options=ternary,int4"])
+
+
+def test_a_model_of_qwen3s_kind_goes_all_the_way(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands are real, and its rows hold ternary types of GGUF; the whole of it takes minutes."""
+    from razor import cli
+
+    teacher, plan, student, parity = shape.commands(shape.DEFAULTS)
+    config = cli.composed("train", [word for word in teacher[1:] if not word.startswith("hydra")])
+    skeleton = cli.model_source(config).skeleton()
+    assert all(
+        module.in_features % 256 == 0 for name, module in skeleton.named_modules() if name.endswith("_proj")
+    )
+    assert cli.composed("allocate", plan[3:]).fits == "gguf"
+    assert cli.composed("train", student[1:-1]).quant.plan.endswith("plan.yaml")
+    assert (
+        parity[-1] == "run=runs/qwen3_shape/student"
+        and student[-1] == "hydra.run.dir=runs/qwen3_shape/student"
+    )
+    with pytest.raises(RazorError, match="steps=many must be whole numbers"):
+        shape.study_making.numbers({"steps": "many"}, "steps")
+    assert shape.main(["stops=3"]) == 2
 
 
 def test_the_table_holds_plans_against_the_papers(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

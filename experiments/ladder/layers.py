@@ -47,7 +47,7 @@ from razor.storage import atomic_write  # noqa: E402
 from razor.train.facts import environment  # noqa: E402
 
 ROUNDED = ("rtn", "gptq")
-TRAINED = ("qat", "paper", "ours")
+TRAINED = ("qat", "paper", "same_formats", "even_rows", "ours")
 CALIBRATED = 64
 """Rows of text that GPTQ looks at, as in the study of rounding."""
 
