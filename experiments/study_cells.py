@@ -144,7 +144,7 @@ def of_run(run: Path, row: str = "after", **given: Any) -> Cell:
         "w_a_kv": found["w_a_kv"],
         "seed": report["seed"],
         "tokens": report[f"{unit}_seen"] if trained else 0,
-        "calibration_tokens": (report.get("start") or {}).get("tokens", 0) if row != "teacher" else 0,
+        "calibration_tokens": _looked_at(report) if row != "teacher" else 0,
         "steps": report["steps"] if trained else 0,
         "learning_rate": config["trainer"]["learning_rate"] if trained else None,
         "schedule": config["trainer"]["schedule"] if trained else None,
@@ -164,6 +164,12 @@ def of_run(run: Path, row: str = "after", **given: Any) -> Cell:
         before = next(each for each in report["rows"] if each["name"] == "before")
         cell["before"] = {key: before[key] for key in ("perplexity", "kl", "agreement", "average")}
     return cell | given
+
+
+def _looked_at(report: Mapping[str, Any]) -> int:
+    """Tokens that a start and a plan's scores read: the fewer rows are among the more (razor.data.calibration)."""
+    start, plan = report.get("start") or {}, report.get("allocation") or {}
+    return max(start.get("tokens", 0), plan.get("calibration_tokens", 0))
 
 
 def _curve(run: Path) -> list[list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import shlex
 import sys
@@ -147,11 +148,18 @@ def test_repeats_are_a_mean_with_its_spread():
 def test_a_budget_is_equal_for_all_who_train():
     for name, rung in LADDER.RUNGS.items():
         steps = {}
-        for method in LADDER.RATES:
-            run, words = LADDER.Cell(name, "w1p58", method, 0, 0).command(LADDER.STUDIES, Path("run"))
+        for quant, method in itertools.product(LADDER.WIDTHS, LADDER.RATES):
+            run, words = LADDER.Cell(name, quant, method, 0, 0).command(LADDER.STUDIES, Path("run"))
             given = dict(word.partition("=")[::2] for word in words)
             own = int(given.get("trainer.max_steps") or given["steps"])
-            steps[method] = own * rung.rows + int(given.get("start.rows", 0))
+            steps[quant, method] = own * rung.rows + int(given.get("start.rows", 0))
+            assert int(given.get("score.rows", 0)) <= min(128, int(given.get("start.rows", 0)))
+            found = "auto" in given.get("quant", "")
+            assert (
+                found
+                == ("score.rows" in given)
+                == (method == "ours" and quant in ("mixed_2p79", "mixed_1p88"))
+            )
             if run is not None:
                 composed("train", [word for word in words[1:] if not word.startswith("hydra.")])
         assert set(steps.values()) == {rung.steps * rung.rows}
@@ -163,8 +171,10 @@ def test_variants_of_the_ablation_have_equal_rows_and_bits(quant):
     for name in SMALL_BUDGET.VARIANTS:
         config = composed("train", SMALL_BUDGET.words_of(name, quant, 0, 43))
         looked = (config.start or {}).get("rows", 0)
+        if "budget" in config.quant:
+            assert config.score.rows == looked, name
         assert config.trainer.max_steps * config.data.rows_per_batch + looked == 86, name
-        bits = measure(skeleton, quantization(config).plan(skeleton)).total.bits_per_weight
+        bits = measure(skeleton, quantization(config, find=False).plan(skeleton)).total.bits_per_weight
         wanted = {"w1p58": 2.343, "mixed_2p79": 3.298}[quant]
         assert wanted - 0.002 < bits < wanted + 0.0005, name
 

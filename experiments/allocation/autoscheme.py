@@ -1,6 +1,7 @@
 """Another library's allocation beside ours: widths by auto-round's AutoScheme, in the formats that ours has.
 
-The library decides who gets how many bits, by its own integers and on the same rows of text; Razor puts its own
+The library decides who gets how many bits, by its own integers and on the same rows of text, which it reads in
+pieces of one length and without borders between documents; Razor puts its own
 format of that width in place, so that two plans differ in nothing but their choice. It knows neither ternary nor
 rows.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from study_library import environment_python
 
 from razor.allocate import Search
@@ -22,15 +24,16 @@ from razor.models import ModelSource
 from razor.quant import Format
 
 NAME = "autoscheme"
-LENGTH = 128
-"""Tokens of a sample: the library drops shorter ones, and a row packed with 256 may hold a little less text."""
+LENGTH, SPARE = 128, 8
+"""Tokens of a sample as the library reads it, and further ones that it cuts off: it drops samples that are shorter
+once its tokenizer has read them again."""
 
 
 def widths_of(options: Sequence[str], formats: dict[str, Format]) -> dict[int, Format]:
     """The formats that may be chosen, by their code bits.
 
     Raises:
-        RazorError: one whose width is no whole number, or two of one width.
+        RazorError: one whose width is no whole number, two of one width, or one whose scales take other bits.
     """
     found: dict[int, Format] = {}
     for name in options:
@@ -41,6 +44,10 @@ def widths_of(options: Sequence[str], formats: dict[str, Format]) -> dict[int, F
                 f"{bits:.2f}. options=seq_2_mse,int3_mse,int4_mse, say."
             )
         found[int(bits)] = formats[name]
+    if len({format.side_bits((64, 64)) for format in found.values()}) > 1:
+        raise RazorError(
+            f"options={','.join(options)}: score={NAME} knows one size of scales, and theirs differ."
+        )
     return found
 
 
@@ -63,14 +70,15 @@ def found(
     formats = widths_of(search.automatic.options, dict(next(iter(targets.values())).formats))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, batches = source.tokenizer(), search.text.calibration(rows)
-    ids = [ids[valid >= 0] for b in batches for ids, valid in zip(b.input_ids, b.documents, strict=True)]
-    (folder / "text.json").write_text(json.dumps([tokenizer.decode(row) for row in ids]))
+    text = torch.cat([batch.input_ids[batch.documents >= 0] for batch in batches])
+    pieces = [piece for piece in text.split(LENGTH + SPARE) if len(piece) == LENGTH + SPARE]
+    (folder / "text.json").write_text(json.dumps([tokenizer.decode(piece) for piece in pieces]))
     search.load().save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     asked = {
         "bits": list(formats),
         "group": next(iter(formats.values())).group,
-        "rows": rows,
+        "samples": len(pieces),
         "length": LENGTH,
     }
     (folder / "options.json").write_text(json.dumps(asked | {"mean_bits": mean_bits(search)}))
@@ -82,7 +90,12 @@ def found(
     if missing := sorted(name for name in targets if name not in widths):
         raise RazorError(f"score={NAME} gave no width to {len(missing)} matrices, first '{missing[0]}'.")
     chosen = {name: formats[widths[name]] for name in targets}
-    return chosen, told | {"calibration_tokens": sum(map(len, ids))}
+    size, budget = search.space.total(chosen).total, search.automatic.budget
+    if size.bits_per_weight > budget.amount:
+        raise RazorError(
+            f"score={NAME}: its plan has {size.bits_per_weight:.4f} bits per weight, not {budget}."
+        )
+    return chosen, told | {"calibration_tokens": LENGTH * len(pieces)}
 
 
 def mean_bits(search: Search) -> float:

@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
         QuantizationScheme(bits=bits, group_size=options["group"], sym=True, data_type="int")
         for bits in options["bits"]
     ]
-    text = {"dataset": str(folder / "text.json"), "nsamples": options["rows"], "seqlen": options["length"]}
+    text = {"dataset": str(folder / "text.json"), "nsamples": options["samples"], "seqlen": options["length"]}
     choice = AutoScheme(
         avg_bits=options["mean_bits"],
         options=schemes,

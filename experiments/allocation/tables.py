@@ -42,13 +42,14 @@ def trained() -> str:
     for steps, quant, recipe, plan in sorted(found, key=lambda key: (key[:3], -means[key])):
         key, base = (steps, quant, recipe, plan), means.get((steps, quant, recipe, "every_nth"))
         same, change = found[key], "" if base is None else study_rows.change(means[key], base)
-        looked = f" + {same[0]['plan_tokens']:,}" if same[0].get("plan_tokens") else ""
+        more = (same[0].get("plan_tokens") or 0) - same[0]["calibration_tokens"]  # a start's are among them
+        looked = f" + {more:,}" if more > 0 else ""
         row = [f"`{quant}`", f"`{recipe}`", SAID.get(plan, f"`{plan}`"), f"{same[0]['bits_per_weight']:.3f}"]
         row += [study_rows.tokens(same[0]) + looked]
         row += [study_rows.spread([cell["curve"][0][1] for cell in same], ".2f")]
         rows.append([*row, study_rows.held_out(same, "kl", ".3f"), change, study_rows.seeds(same)])
     hardware = study_rows.hardware(cells)
-    tokens = "tokens: trained on + calibrated on + looked at for the plan"
+    tokens = "tokens: trained on + calibrated on + looked at for the plan alone"
     return f"{study_rows.markdown(head, rows, 3)}\n({hardware}; {tokens}.)\n"
 
 

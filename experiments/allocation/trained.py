@@ -8,8 +8,8 @@ A plan is given as WIDTH:FILE, and its folder (or the file, if that is not calle
 With it, every n-th row in the same formats is trained (`every_nth`: quant=mixed_2p79 or mixed_1p88), by the same
 recipe, on the same text and tokens: the ladder's `budget=small`, 43 steps. `recipe=paper` is the paper's losses,
 `recipe=ours` a start by GPTQ and experiment=small_budget's losses, whose rows are taken off the steps. What the
-score of a plan looked at comes on top, and is told in the cell (`plan_tokens`): it is found once for many runs.
-A cell is a file in `results/trained/STEPS/`, beside it a copy of its plan; one that is there is not made again.
+score of a plan looked at is told in the cell (`plan_tokens`): it is found once for many runs; a start's rows are
+among those. A cell is a file in `results/trained/STEPS/`, beside it a copy of its plan; one that is there is not made again.
 """
 
 from __future__ import annotations
@@ -41,10 +41,14 @@ START_ROWS, ROWS = 32, 2
 """Rows that the start looks at, and rows in a step; both as on the ladder's small rung."""
 
 RECIPES = {
-    "paper": (1e-3, 0, ("distill=eakld_afd",)),
-    "ours": (3e-4, START_ROWS, ("start=gptq", f"start.rows={START_ROWS}", "distill=small_budget")),
+    "paper": ({"mixed_2p79": 3e-4, "mixed_1p88": 1e-3}, 0, ("distill=eakld_afd",)),
+    "ours": (
+        dict.fromkeys(WIDTHS, 3e-4),
+        START_ROWS,
+        ("start=gptq", f"start.rows={START_ROWS}", "distill=small_budget"),
+    ),
 }
-"""Learning rate (the ladder's), rows that are looked at before training, words of train.py."""
+"""Learning rates by width (the ladder's), rows that are looked at before training, words of train.py."""
 
 DEFAULTS = {
     "plans": "",  # WIDTH:FILE, ...
@@ -87,7 +91,11 @@ class Case:
         rate, looked, own = RECIPES[self.recipe]
         quant = [f"quant={self.quant}"] if self.plan is None else ["quant=plan", f"quant.plan={self.plan}"]
         left = steps - looked // ROWS
-        budget = [f"trainer.learning_rate={rate:g}", f"trainer.max_steps={left}", f"seed={self.seed}"]
+        budget = [
+            f"trainer.learning_rate={rate[self.quant]:g}",
+            f"trainer.max_steps={left}",
+            f"seed={self.seed}",
+        ]
         return ["experiment=ladder", *quant, *own, *budget, *more]
 
 

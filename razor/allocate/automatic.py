@@ -43,7 +43,8 @@ class Automatic:
         kl_rows: of calibration text, for true KL of plans: swaps, interactions.
         swaps: plans tried on true KL after the first, see `razor.allocate.refine`.
         check: rows of held-out text on which the plan's true KL is told; 0: none.
-        seed: of the choice of rows and of the labels that Fisher draws.
+        seed: of the labels that Fisher draws and of the pairs whose interaction is measured; rows are chosen by the
+            seed of the text.
         places: embedding, activations and whatever else `QuantRecipe` has beside the decoder's weights; those that
             a pattern of overrides or exclude names are not decided.
 

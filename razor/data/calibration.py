@@ -1,8 +1,8 @@
 """Text that is looked at before training: by a start, by the scores of an allocation.
 
 Both look at the same rows, so a run that uses both has seen them once. They are the rows that training in the order
-of the same seed comes to last (`steps.py`): what a student was fitted to has little to teach it, and seen first it
-would spend the steps at which most is to be learned.
+of the same seed comes to last (`steps.py`; nearly so where rows come in buckets): what a student was fitted to has
+little to teach it, and seen first it would spend the steps at which most is to be learned.
 """
 
 from __future__ import annotations
