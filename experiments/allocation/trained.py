@@ -9,7 +9,7 @@ With it, every n-th row in the same formats is trained (`every_nth`: quant=mixed
 recipe, on the same text and tokens: the ladder's `budget=small`, 43 steps. `recipe=paper` is the paper's losses,
 `recipe=ours` a start by GPTQ and experiment=small_budget's losses, whose rows are taken off the steps. What the
 score of a plan looked at is told in the cell (`plan_tokens`): it is found once for many runs; a start's rows are
-among those. A cell is a file in `results/trained/STEPS/`, beside it a copy of its plan; one that is there is not made again.
+among those. A cell is a file in `results/trained/STEPS/`, beside it a copy of its plan; one that is there is kept.
 """
 
 from __future__ import annotations
