@@ -62,7 +62,9 @@ def ladder(rung: str) -> str:
         row += [f"{first['ratio_paper']:.2f}", tokens(first)]
         row += [held_out(same, key, digits) for key, digits in HELD_OUT]
         rows.append([*row, average(same), seeds(same)])
-    return f"{markdown(head, rows, 2)}\n({hardware(cells)}; tokens: trained on + calibrated on.)\n"
+    scored = sorted({task["rows"] for cell in cells for task in (cell["scores"] or {}).get("tasks") or []})
+    tasks = f"; five tasks: {' or '.join(map(str, scored))} rows of each" if scored else ""
+    return f"{markdown(head, rows, 2)}\n({hardware(cells)}; tokens: trained on + calibrated on{tasks}.)\n"
 
 
 def variants(quant: str, steps: int) -> str:
