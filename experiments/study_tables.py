@@ -8,6 +8,7 @@ document in study_documents, figures in study_figures.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,11 @@ NOT_YET = "(Not run yet.)\n"
 SAME_FORMATS = ("w4", "w1p58")
 """Widths at which the recipe's formats hold what the paper's do, and only find their scales otherwise."""
 
+ROWS = {
+    "same_formats": "every n-th, int4 and ternary",
+    "even_rows": "every n-th, better formats",
+    "ours": "found",
+}
 OTHER_ROWS = ("same_formats", "even_rows")
 """The recipe without its plan: in the paper's formats, and in its own; both of every n-th row."""
 
@@ -119,7 +125,7 @@ def rounding(rung: str) -> str:
 def beside_peer() -> str:
     """Peer and small-budget recipe, at every budget and width that has both."""
     head = ["tokens seen", "W-A-KV", "bits per weight", "`edgerazor` 1.3.5", "this recipe in its formats"]
-    head += ["every n-th row", "this recipe", "change", "seeds"]
+    head += ["every n-th row", "this recipe", "change", "peer's five tasks, %", "this recipe's", "seeds"]
     rows, used = [], []
     for rung in ("small", "cpu", "gpu"):
         found = groups(study_cells.ladder(rung))
@@ -132,8 +138,31 @@ def beside_peer() -> str:
                 used += [*peer, *ours, *alike, *even]
                 row = [f"{peer[0]['tokens']:,}", ours[0]["w_a_kv"], f"{ours[0]['bits_per_weight']:.2f}"]
                 row += [held_out(same, "kl", ".3f") if same else "-" for same in (peer, alike, even, ours)]
-                rows.append([*row, change(mean_kl(ours), mean_kl(peer)), seeds(ours)])
+                row += [change(mean_kl(ours), mean_kl(peer)), average(peer), average(ours)]
+                rows.append([*row, seeds(ours)])
     return f"{markdown(head, rows)}\n({hardware(used)}.)\n" if rows else NOT_YET
+
+
+def after_training() -> str:
+    """What a plan is worth once it was trained: the recipe with rows of three kinds, before and after its steps."""
+    head = ["tokens seen", "W-A-KV", "rows", "bits per weight", "KL before training", "held-out KL"]
+    head += ["change", "seeds"]
+    rows, used = [], []
+    for rung, quant in itertools.product(("small", "cpu", "gpu"), WIDTHS):
+        found = groups(study_cells.ladder(rung))
+        base = found.get((quant, "even_rows"), [])
+        if not base or not found.get((quant, "ours")):
+            continue
+        for method, kind in ROWS.items():
+            if same := found.get((quant, method), []):
+                used += same
+                seen = f"{same[0]['tokens'] + same[0]['calibration_tokens']:,}"
+                before = spread([cell["curve"][0][1] for cell in same], ".3f")
+                row = [seen, same[0]["w_a_kv"], kind, f"{same[0]['bits_per_weight']:.3f}", before]
+                mine, other = paired(same, base)
+                against = change(mean_kl(mine), mean_kl(other)) if mine else "-"
+                rows.append([*row, held_out(same, "kl", ".3f"), against, seeds(same)])
+    return f"{markdown(head, rows, 3)}\n({hardware(used)}.)\n" if rows else NOT_YET
 
 
 def layers() -> str:
@@ -160,6 +189,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "vision_resnet18": lambda: vision("resnet18"),
     "vision_vit_s16": lambda: vision("vit_s16"),
     "allocation_trained": trained,
+    "allocation_after": after_training,
     "allocation_figures": allocation_figures.shown,
     "peer_grid_small": lambda: grid("small"),
     "peer_grid_cpu": lambda: grid("cpu"),
