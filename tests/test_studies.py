@@ -165,6 +165,18 @@ def test_a_budget_is_equal_for_all_who_train():
         assert set(steps.values()) == {rung.steps * rung.rows}
 
 
+@pytest.mark.parametrize("rung", ["small", "cpu"])
+def test_cells_beside_the_peers_store_no_more_bits(rung):
+    """Maps of rows that were found are counted, and still the recipe keeps what the peer's formats take."""
+    found = {}
+    for kept in cells.ladder(rung):
+        found.setdefault(kept["quant"], {}).setdefault(kept["method"], kept["bits_per_weight"])
+    compared = [bits for bits in found.values() if {"peer", "ours"} <= set(bits)]
+    assert compared
+    for bits in compared:
+        assert bits["peer"] - 0.002 < bits["ours"] <= bits["peer"]
+
+
 @pytest.mark.parametrize("quant", SMALL_BUDGET.WIDTHS)
 def test_variants_of_the_ablation_have_equal_rows_and_bits(quant):
     skeleton = model_source(composed("train", ["experiment=ladder"])).skeleton()
