@@ -62,8 +62,8 @@ def _check_repeats(cells: Sequence[Cell]) -> None:
 
 def _command(cell: Cell) -> str:
     """What made it, without what a repeat may change; the peer's rate is chosen anew for every seed."""
-    if cell["study"] != "ladder" and cell["study"] != "vision":
-        return ""  # commands for several cells at once
+    if cell["method"] == "teacher" or cell["study"] not in ("ladder", "vision"):
+        return ""  # what any run told of it; commands for several cells at once
     own = re.sub(r"\b(seed|hydra\.run\.dir|evals|evals\.limit|results)=\S+", "", cell["command"] or "")
     return " ".join(own.split())
 

@@ -217,6 +217,11 @@ def test_a_cell_that_is_there_is_skipped_and_a_failed_command_leaves_none(tmp_pa
     assert not path.exists()
 
 
+def test_a_teacher_may_be_told_of_by_any_run():
+    told = [cell("w16", "teacher", 0.0, seed, study="ladder", command=f"c quant={seed}") for seed in (0, 1)]
+    assert list(rows.groups(told)) == [("w16", "teacher")]
+
+
 def test_cells_of_one_row_are_repeats_and_nothing_else():
     made = [
         cell("w4", "ours", 1.0, seed, study="ladder", steps=9, command=f"c seed={seed}") for seed in (0, 1)
