@@ -1,6 +1,6 @@
 """The figures of one allocation, from the files that are kept of it in `results/found`.
 
-    razor allocate ... curve=8 check=64 out=experiments/allocation/results/found      # README.md has the whole command
+    razor allocate ... curve=8 out=experiments/allocation/results/found      # README.md has the whole command
     make table
 
 draws `plan.png` (bits by layer and kind of matrix), `sensitivity.png` and `budgets.png` here.
