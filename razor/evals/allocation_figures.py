@@ -46,7 +46,8 @@ def draw_sensitivity(
     left.set_xlabel("kind of matrix")
     right.set_xlabel("layer")
     left.set_ylabel(f"loss ({numbers['predicted_unit']})")
-    left.legend(frameon=False, fontsize=9)
+    named = left.get_legend_handles_labels()
+    figure.legend(*named, loc="outside lower left", ncols=max(1, len(options)), frameon=False, fontsize=9)
     title = f"{numbers['model']}: what each option would lose, by {numbers['score']}"
     figure.suptitle(title, x=0.01, ha="left", color=INK)
     _save(figure, path)
