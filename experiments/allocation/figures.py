@@ -1,6 +1,6 @@
-"""The figures of one allocation, from the files that are kept of it in `results/found`.
+"""The figures of one allocation, from the files that are kept of it in `found`.
 
-    razor allocate ... curve=8 out=experiments/allocation/results/found      # README.md has the whole command
+    razor allocate ... curve=8 out=experiments/allocation/found      # README.md has the whole command
     make table
 
 draws `plan.png` (bits by layer and kind of matrix), `sensitivity.png` and `budgets.png` here.
@@ -19,7 +19,7 @@ from razor.evals.plan_table import PlanTable
 from razor.recipe import PlanFile
 
 HERE = Path(__file__).resolve().parent
-FOUND = HERE / "results" / "found"
+FOUND = HERE / "found"
 NAMES = {
     "plan": "Bits by layer and kind of matrix",
     "sensitivity": "What each option would lose, by kind of matrix and by layer",
